@@ -1,0 +1,31 @@
+"""Fixtures shared by all tests: oracle data, one thread, no state outside temporary folders."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ORACLE = Path(os.environ.get("MERGELINE_ORACLE", ROOT.parent / "shared" / "oracle"))
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable[[str], Path]:
+    """Folder of one set of expected results made with the authors' programs; skips where they are not at hand."""
+
+    def folder(name: str) -> Path:
+        path = ORACLE / name
+        if not path.is_dir():
+            pytest.skip(f"oracle data '{name}' not found in {ORACLE} (set MERGELINE_ORACLE)")
+        return path
+
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Small tensors on few cores: one thread is fastest, and results do not depend on the machine."""
+    import torch
+
+    torch.set_num_threads(1)
