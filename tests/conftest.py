@@ -5,6 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples on every run, and no deadline: a loaded machine is not a fault.
+settings.register_profile("mergeline", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("mergeline")
 
 ROOT = Path(__file__).resolve().parent.parent
 ORACLE = Path(os.environ.get("MERGELINE_ORACLE", ROOT.parent / "shared" / "oracle"))

@@ -1,0 +1,63 @@
+"""Aligned checkpoints are views: a tensor is permuted when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mergeline.alignment.alignment import Alignment
+from mergeline.checkpoints.readers import Reader, open_checkpoint
+from mergeline.errors import InputError
+from mergeline.symmetry.permute import permute_tensor
+
+
+class AlignedReader(Reader):
+    """A checkpoint in the reference's unit order; nothing is computed until a tensor is read."""
+
+    def __init__(self, reader: Reader, alignment: Alignment, model_index: int) -> None:
+        """`model_index` selects whose permutations to apply. Raises InputError where the shapes do not fit."""
+        if not 0 <= model_index < alignment.models:
+            raise InputError(f"{reader.source}: the alignment has no model {model_index} (it has {alignment.models})")
+        symmetry = alignment.symmetry
+        symmetry.check_shapes(reader.source, {name: reader.shape(name) for name in reader.names()})
+        self.source = reader.source
+        self._reader = reader
+        self._symmetry = symmetry
+        self._permutations = alignment.permutations[model_index]
+        self._layouts = dict(symmetry.parameters)
+        for layout in symmetry.parameters.values():
+            self._layouts.update(dict.fromkeys(layout.tied, layout))
+
+    def names(self) -> list[str]:
+        """Names of the checkpoint's tensors, sorted."""
+        return self._reader.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor: alignment does not change it."""
+        return self._reader.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor: alignment does not change it."""
+        return self._reader.dtype(name)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor in the reference's unit order."""
+        tensor = self._reader.read(name)
+        if name not in self._layouts:
+            return tensor
+        return permute_tensor(tensor, self._layouts[name], self._symmetry, self._permutations)
+
+
+def apply_alignment(state_dict: Mapping[str, Tensor], alignment: Alignment, model_index: int) -> dict[str, Tensor]:
+    """The state dict of model `model_index` in the unit order of model 0: exact gathers, same dtypes."""
+    return dict(AlignedReader(open_checkpoint(state_dict), alignment, model_index))
+
+
+def merge_aligned(state_dicts: Sequence[Mapping[str, Tensor]], alignment: Alignment) -> dict[str, Tensor]:
+    """Align every state dict and average (the MuDSC result before the normalisation reset)."""
+    from mergeline.merging.engine import merge
+
+    readers = [AlignedReader(open_checkpoint(state), alignment, model) for model, state in enumerate(state_dicts)]
+    return dict(merge(readers, method="average"))

@@ -1,0 +1,117 @@
+"""The rows of the result table: what is measured beside the merged model, so that its score means something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from mergeline.plan import Merge, Plan
+
+
+class Row(BaseModel):
+    """One line of the table: checkpoints measured as they are, an ensemble of them, or a merge of them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    label: str
+    kind: Literal["model", "ensemble", "merge"]
+    members: tuple[str, ...]
+    aligned: bool = False
+    merge: Merge = Merge()
+
+
+RESULT = "merged"
+"""Name of the row of the plan's own merge."""
+
+
+def comparison_rows(plan: Plan) -> list[Row]:
+    """Every row that the plan asks for under `evaluation.compare`, the plan's own merge last."""
+    builders = {
+        "task_models": _task_models,
+        "bases": _bases,
+        "ensemble": _ensemble,
+        "average": _average,
+        "aligned_average": _aligned_average,
+        "unaligned": _unaligned,
+        "teams": _teams,
+    }
+    rows = [row for kind in plan.evaluation.compare for row in builders[kind](plan)]
+    names = tuple(model.name for model in plan.task_models)
+    aligned = aligns(plan)
+    label = f"{'aligned, ' if aligned else ''}{_verb(plan.merge)}"
+    return [*rows, Row(name=RESULT, label=label, kind="merge", members=names, aligned=aligned, merge=plan.merge)]
+
+
+def aligns(plan: Plan) -> bool:
+    """Whether there is anything to align: models of one base share one unit order."""
+    return plan.align is not None and len(plan.families) > 1
+
+
+def _verb(merge: Merge) -> str:
+    return {"average": "averaged", "pcb": "PCB"}.get(merge.method, merge.method.replace("_", " "))
+
+
+def _task_models(plan: Plan) -> Iterator[Row]:
+    for model in plan.task_models:
+        yield Row(name=model.name, label=model.name, kind="model", members=(model.name,))
+
+
+def _bases(plan: Plan) -> Iterator[Row]:
+    for base in plan.bases:
+        yield Row(name=base.name, label=base.name, kind="model", members=(base.name,))
+
+
+def _ensemble(plan: Plan) -> Iterator[Row]:
+    names = tuple(model.name for model in plan.task_models)
+    yield Row(name="ensemble", label=f"ensemble of {len(names)}", kind="ensemble", members=names)
+
+
+def _average(plan: Plan) -> Iterator[Row]:
+    names = tuple(model.name for model in plan.task_models)
+    if plan.merge.method != "average" or aligns(plan):
+        yield Row(name="average", label="plain average", kind="merge", members=names, merge=Merge(method="average"))
+
+
+def _aligned_average(plan: Plan) -> Iterator[Row]:
+    names = tuple(model.name for model in plan.task_models)
+    if aligns(plan) and plan.merge.method != "average":
+        yield Row(
+            name="aligned-average",
+            label="aligned, averaged",
+            kind="merge",
+            members=names,
+            aligned=True,
+            merge=Merge(method="average"),
+        )
+
+
+def _unaligned(plan: Plan) -> Iterator[Row]:
+    """The plan's merge without alignment: onto the mean of the bases, and onto the first, which it then mostly is."""
+    names = tuple(model.name for model in plan.task_models)
+    if not aligns(plan) or plan.merge.method == "average":
+        return
+    for onto, place in (("mean", "mean of bases"), ("first", plan.families[0])):
+        yield Row(
+            name=f"unaligned-{onto}",
+            label=f"{_verb(plan.merge)} onto {place}, not aligned",
+            kind="merge",
+            members=names,
+            merge=plan.merge.model_copy(update={"onto": onto}),
+        )
+
+
+def _teams(plan: Plan) -> Iterator[Row]:
+    """The models of one base alone: they need no alignment, and leaving these rows out would mislead."""
+    for family in plan.families if len(plan.families) > 1 else ():
+        names = tuple(model.name for model in plan.task_models if model.base == family)
+        if len(names) > 1:
+            yield Row(
+                name=f"team-{family}",
+                label=f"models of {family} only, {_verb(plan.merge)}",
+                kind="merge",
+                members=names,
+                merge=plan.merge,
+            )

@@ -1,0 +1,129 @@
+"""What the fields of a plan must mean together: names that refer to something, files that exist, options that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mergeline.errors import InputError, nearest
+from mergeline.merging import registry
+
+
+def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
+    """Faults between fields of a plan as it was read, whether or not each section is valid by itself."""
+    checkpoints = _entries(raw, "checkpoints")
+    yield from _checkpoint_faults(checkpoints)
+    yield from _dataset_faults(raw)
+    yield from _task_faults(raw, checkpoints)
+    yield from _merge_faults(raw.get("merge") or {}, checkpoints)
+    yield from _align_faults(raw, checkpoints)
+
+
+def _entries(raw: dict[str, Any], section: str) -> list[dict[str, Any]]:
+    """The mappings of a section that is a list; what is not a mapping is the schema's to report."""
+    items = raw.get(section)
+    return [item if isinstance(item, dict) else {} for item in items] if isinstance(items, list) else []
+
+
+def _names(entries: list[dict[str, Any]]) -> list[str]:
+    return [str(entry.get("name")) for entry in entries]
+
+
+def _base_names(checkpoints: list[dict[str, Any]]) -> set[str]:
+    return {str(entry["base"]) for entry in checkpoints if entry.get("base") is not None}
+
+
+def _checkpoint_faults(checkpoints: list[dict[str, Any]]) -> Iterator[str]:
+    names = _names(checkpoints)
+    bases = _base_names(checkpoints)
+    for i, entry in enumerate(checkpoints):
+        name, base, uri = str(entry.get("name")), entry.get("base"), str(entry.get("uri", ""))
+        if names.index(name) != i:
+            yield f"checkpoints[{i}].name: '{name}' is taken already; names must differ"
+        if base is not None and str(base) not in names:
+            yield f"checkpoints[{i}].base: no checkpoint is called '{base}'{nearest(str(base), names)}"
+        elif base is not None and name in bases:
+            yield f"checkpoints[{i}].base: '{name}' is itself a base; a base has no base"
+        if uri and "://" not in uri and not Path(uri).exists():
+            yield f"checkpoints[{i}].uri: the file '{uri}' does not exist (paths are relative to the project's root)"
+    if checkpoints and len(set(names) - bases) < 2:
+        yield "checkpoints: at least two task models are needed (bases do not count)"
+
+
+def _dataset_faults(raw: dict[str, Any]) -> Iterator[str]:
+    datasets = raw.get("datasets")
+    if not isinstance(datasets, dict):
+        return
+    for name, entry in datasets.items():
+        if not isinstance(entry, dict):
+            continue
+        if "path" in entry and not Path(str(entry["path"])).is_dir():
+            yield f"datasets.{name}.path: the folder '{entry['path']}' does not exist"
+        if "prototypes" in entry and not Path(str(entry["prototypes"])).is_file():
+            yield f"datasets.{name}.prototypes: the file '{entry['prototypes']}' does not exist"
+    calibration = raw.get("calibration")
+    if isinstance(calibration, dict):
+        yield from _split_faults("calibration", calibration, datasets, "calibration")
+    for i, task in enumerate(_entries(raw, "tasks")):
+        yield from _split_faults(f"tasks[{i}]", task, datasets, "test")
+
+
+def _split_faults(place: str, entry: dict[str, Any], datasets: dict[str, Any], default: str) -> Iterator[str]:
+    name = str(entry.get("dataset"))
+    if "dataset" in entry and name not in datasets:
+        yield f"{place}.dataset: no dataset is called '{name}'{nearest(name, datasets)}"
+        return
+    folder = (datasets.get(name) or {}).get("path") if isinstance(datasets.get(name), dict) else None
+    if folder is None or not Path(str(folder)).is_dir():
+        return
+    splits = sorted(file.stem for file in Path(str(folder)).glob("*.parquet"))
+    split = str(entry.get("split", default))
+    if split not in splits:
+        hint = nearest(split, splits)
+        yield f"{place}.split: '{split}' is not a split of {folder} ({', '.join(splits)}){hint}"
+
+
+def _task_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iterator[str]:
+    tasks = _entries(raw, "tasks")
+    names = _names(tasks)
+    models = [name for name in _names(checkpoints) if name not in _base_names(checkpoints)]
+    for i, task in enumerate(tasks):
+        if names.index(names[i]) != i:
+            yield f"tasks[{i}].name: '{names[i]}' is taken already; names must differ"
+        checkpoint = str(task.get("checkpoint"))
+        if "checkpoint" in task and checkpoint not in models:
+            hint = nearest(checkpoint, models)
+            yield f"tasks[{i}].checkpoint: no task model is called '{checkpoint}'{hint}"
+        classes = task.get("classes")
+        if isinstance(classes, list) and len(set(map(str, classes))) != len(classes):
+            yield f"tasks[{i}].classes: a class is listed twice"
+
+
+def _merge_faults(merge: Any, checkpoints: list[dict[str, Any]]) -> Iterator[str]:
+    if not isinstance(merge, dict):
+        return
+    options = {key: value for key, value in merge.items() if key not in ("method", "onto", "out_dtype")}
+    try:
+        method = registry.get(str(merge.get("method", "pcb")))
+    except InputError as fault:
+        yield f"merge.method: {fault}"
+        return
+    for fault in method.option_faults(options):
+        yield f"merge.{fault}"
+    if method.needs_base:
+        bases = _base_names(checkpoints)
+        for i, entry in enumerate(checkpoints):
+            if entry.get("base") is None and str(entry.get("name")) not in bases:
+                yield f"checkpoints[{i}].base: is missing; '{method.name}' merges task vectors (model - base)"
+
+
+def _align_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iterator[str]:
+    align = raw.get("align", {})
+    architecture = raw.get("architecture")
+    if not isinstance(align, dict) or not isinstance(architecture, dict):
+        return
+    bases = _base_names(checkpoints)
+    families = {str(entry.get("base") or entry.get("name")) for entry in checkpoints if entry.get("name") not in bases}
+    if len(families) > 1 and not architecture.get("symmetry"):
+        yield "architecture.symmetry: is missing; models of different bases are aligned by it (or set align: null)"

@@ -1,0 +1,52 @@
+"""The picture of a result: every row as two bars with standard errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mergeline.comparison import RESULT
+from mergeline.report.result import Comparison
+
+TASKS, JOINT, MUTED = "#1f6f8b", "#e07a3f", "0.45"
+
+
+def draw_chart(comparison: Comparison, path: Path) -> None:
+    """Write a PNG: mean accuracy over the tasks and joint accuracy of every row, the result on top and in bold."""
+    rows = comparison.rows[::-1]
+    figure = Figure(figsize=(9, 0.9 + 0.42 * len(rows)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    with mpl.rc_context({"font.size": 9}):
+        axes = figure.subplots()
+        for place, row in enumerate(rows):
+            alpha = 1.0 if row.name == RESULT else 0.55
+            for score, shift, colour in ((row.mean, -0.19, TASKS), (row.joint, 0.19, JOINT)):
+                axes.barh(
+                    place + shift,
+                    100 * score.value,
+                    height=0.36,
+                    color=colour,
+                    alpha=alpha,
+                    xerr=100 * score.standard_error,
+                    error_kw={"ecolor": MUTED, "elinewidth": 1},
+                )
+                axes.text(100 * (score.value + score.standard_error) + 0.8, place + shift, f"{100 * score.value:.1f}",
+                          va="center", fontsize=7.5, color=MUTED)  # fmt: skip
+        labels = [row.label for row in rows]
+        axes.set_yticks(range(len(rows)), labels)
+        for text, row in zip(axes.get_yticklabels(), rows, strict=True):
+            text.set_fontweight("bold" if row.name == RESULT else "normal")
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("accuracy, % (lines: standard error)")
+        axes.spines[["top", "right"]].set_visible(False)
+        handles = [mpl.patches.Patch(color=TASKS), mpl.patches.Patch(color=JOINT)]
+        figure.legend(
+            handles, ["mean of the tasks", "joint, all classes"], loc="outside upper right", ncols=2, frameon=False
+        )
+        figure.suptitle(comparison.plan, x=0.01, ha="left", fontweight="bold")
+        # no program version inside: the same numbers give the same bytes
+        figure.savefig(path, metadata={"Software": None})

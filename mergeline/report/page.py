@@ -1,0 +1,92 @@
+"""The report of a run as a Markdown page: what was merged, what each stage did, and how good the result is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mergeline.comparison import RESULT, aligns
+from mergeline.plan import Plan
+from mergeline.report.result import Comparison
+from mergeline.report.table import markdown_table
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the stages found, for the report.
+
+    digests: sha256 of every checkpoint. objective: mean matched similarity after each sweep; matched: the same for
+    each unit group at the end. kept: share of parameters per task model that survived the drop (empty: no drop).
+    """
+
+    digests: Mapping[str, str]
+    objective: Sequence[float]
+    matched: Mapping[str, float]
+    kept: Mapping[str, float]
+    parameters: int
+
+
+def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str) -> str:
+    """Markdown of the whole report; `chart` is the picture's file name beside it."""
+    sections = [
+        f"# {plan.name}\n\n{_verdict(plan, comparison)}",
+        f"![accuracy of every row]({chart})",
+        markdown_table(comparison),
+        _reading(comparison),
+        f"## Checkpoints\n\n{_checkpoints(plan, facts)}",
+        f"## What each stage did\n\n{_stages(plan, facts)}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _verdict(plan: Plan, comparison: Comparison) -> str:
+    """One sentence that compares the result with the best single task model and with the best other row."""
+    result = comparison.result
+    models = {model.name for model in plan.task_models}
+    singles = [row for row in comparison.rows if row.name in models]
+    text = f"The merged model ({result.label}) reaches {result.mean} % over the tasks and {result.joint} % jointly."
+    if singles:
+        best = max(singles, key=lambda row: row.mean.value)
+        text += f" The best single task model over the same tasks is {best.label} with {best.mean} %."
+    better = [row for row in comparison.rows if row.name != RESULT and row.mean.value > result.mean.value]
+    names = ", ".join(f"{row.label} ({row.mean} %)" for row in better)
+    return text + (f" Rows above it: {names}." if better else " No other row is above it.")
+
+
+def _reading(comparison: Comparison) -> str:
+    count = sum(score.count for score in comparison.result.tasks.values())
+    return (
+        "Accuracy in percent with its standard error. *mean of tasks*: every task among its own classes; *joint*: all "
+        f"classes at once, mean over the domains. {count} test examples in all. The normalisation statistics of every "
+        "model were recomputed on unlabelled calibration data of the domain at hand. The standard errors are those of "
+        "the test examples: they say nothing about other training seeds, which move such results by several points."
+    )
+
+
+def _checkpoints(plan: Plan, facts: Facts) -> str:
+    lines = ["| checkpoint | from | base | sha256 |", "| --- | --- | --- | --- |"]
+    for spec in plan.checkpoints:
+        lines.append(f"| {spec.name} | `{spec.uri}` | {spec.base or ''} | `{facts.digests[spec.name][:12]}` |")
+    return "\n".join(lines)
+
+
+def _stages(plan: Plan, facts: Facts) -> str:
+    lines = [f"- **Download**: {len(plan.checkpoints)} checkpoints, digests as above."]
+    if aligns(plan) and plan.align:
+        weakest = min(facts.matched, key=lambda group: facts.matched[group])
+        sweeps = ", ".join(f"{value:.4f}" for value in facts.objective) or "no sweeps in activation space alone"
+        lines += [
+            f"- **Activations** of {' and '.join(plan.families)} on `{plan.calibration.split}`, and the similarity of "
+            f"all {len(facts.matched)} groups of units in weight and activation space.",
+            f"- **Permutations** in {plan.align.space} space (balance {plan.align.balance}): mean matched similarity "
+            f"after each sweep {sweeps}; weakest group `{weakest}` with {facts.matched[weakest]:.3f}.",
+        ]
+    else:
+        lines.append("- **Alignment**: none needed, all task models share one base, or switched off.")
+    if facts.kept:
+        shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in facts.kept.items())
+        lines.append(f"- **PCB coefficients**: of {facts.parameters:,} parameters these take part: {shares}.")
+    options = ", ".join(f"{key} {value}" for key, value in plan.merge.options.items())
+    lines.append(f"- **Merge**: {plan.merge.method}{f' ({options})' if options else ''}, onto the {plan.merge.onto}.")
+    lines.append(f"- **Evaluation**: {len(plan.tasks)} tasks.")
+    return "\n".join(lines)

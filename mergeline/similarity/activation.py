@@ -1,0 +1,130 @@
+"""Activation space: how units of several models respond together to the same inputs (MuDSC section 3.2)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mergeline.errors import InputError
+from mergeline.similarity.correlation import correlation
+from mergeline.symmetry.symmetry import Site, Symmetry
+
+
+@dataclass
+class Moments:
+    """Running mean [units] and sum of centred products [units, units], float64, over `count` samples.
+
+    Batches are centred before they are added (Chan et al. 1979), so a large mean costs no precision and a constant
+    unit has variance 0 exactly.
+    """
+
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    products: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
+
+    def update(self, samples: Tensor) -> None:
+        """Add samples [count, units]; NaN and Inf count as 0. Products are computed in float32, summed in float64."""
+        samples = samples.float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        batch_mean = samples.double().mean(dim=0)
+        centred = samples - batch_mean.float()
+        batch_products = (centred.T @ centred).double()
+        if self.count == 0:
+            self.count, self.mean, self.products = len(samples), batch_mean, batch_products
+            return
+        total = self.count + len(samples)
+        shift = batch_mean - self.mean
+        self.products += batch_products + torch.outer(shift, shift) * (self.count * len(samples) / total)
+        self.mean += shift * (len(samples) / total)
+        self.count = total
+
+    def correlation(self) -> Tensor:
+        """Population Pearson correlation of all units, float32 [units, units]."""
+        if self.count == 0:
+            raise InputError("activation similarity: no samples were collected; give at least one calibration batch")
+        covariance = self.products / self.count
+        deviation = covariance.diagonal().clamp_min(0).sqrt()
+        return correlation(covariance, deviation, deviation).float()
+
+
+def activation_moments(
+    modules: Sequence[nn.Module], symmetry: Symmetry, batches: Iterable[Tensor | Sequence[Tensor]]
+) -> dict[str, Moments]:
+    """Moments of every observed group over all units of all modules, in one pass, keeping no activations.
+
+    modules: n models of the same architecture, model 0 first; they are run in eval mode and left as they were.
+    batches: inputs, or tuples whose first item is the input. A group with several sites adds each as more samples.
+    Returns {group: Moments over [n * units]}. Raises InputError for a site that the modules do not have.
+    """
+    moments: dict[str, Moments] = defaultdict(Moments)
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.eval()
+        for batch in batches:
+            inputs = batch if isinstance(batch, Tensor) else batch[0]
+            observed = [_observe(module, symmetry.sites, inputs) for module in modules]
+            for site in symmetry.sites:
+                moments[site.group].update(torch.cat([samples[site] for samples in observed], dim=1))
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)
+    return dict(moments)
+
+
+def activation_similarity(
+    modules: Sequence[nn.Module], symmetry: Symmetry, batches: Iterable[Tensor | Sequence[Tensor]]
+) -> dict[str, Tensor]:
+    """Correlation of the units of all modules on the calibration batches, {group: float32 [n * units, n * units]}."""
+    return {name: moments.correlation() for name, moments in activation_moments(modules, symmetry, batches).items()}
+
+
+def _observe(module: nn.Module, sites: Sequence[Site], inputs: Tensor) -> dict[Site, Tensor]:
+    """Run one forward pass; return for each site its units as columns, [samples, units]."""
+    observed: dict[Site, Tensor] = {}
+
+    def record(site: Site, _module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        values = arguments[0].movedim(site.dim, -1)
+        observed[site] = values.reshape(-1, values.shape[-1])
+
+    handles = []
+    try:
+        for site in sites:
+            try:
+                submodule = module.get_submodule(site.module)
+            except AttributeError as fault:
+                raise InputError(f"symmetry: the model has no submodule '{site.module}' to observe") from fault
+            handles.append(submodule.register_forward_pre_hook(partial(record, site)))
+        with torch.no_grad():
+            module(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return observed
+
+
+def stack_moments(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
+    """Moments as named tensors, for a safetensors file."""
+    return {
+        f"{group}/{name}": tensor
+        for group, entry in moments.items()
+        for name, tensor in (
+            ("count", torch.tensor(entry.count)),
+            ("mean", entry.mean),
+            ("products", entry.products),
+        )
+    }
+
+
+def unstack_moments(tensors: Mapping[str, Tensor]) -> dict[str, Moments]:
+    """The inverse of `stack_moments`."""
+    groups = sorted({name.rpartition("/")[0] for name in tensors})
+    return {
+        group: Moments(int(tensors[f"{group}/count"]), tensors[f"{group}/mean"], tensors[f"{group}/products"])
+        for group in groups
+    }

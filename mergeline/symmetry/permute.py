@@ -1,0 +1,120 @@
+"""Apply permutations of families to tensors: exact gathers, never a matrix product."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mergeline.symmetry.layout import Blocks, Fixed, Layout, Segments, Units, families_of, width
+from mergeline.symmetry.symmetry import ParameterLayout, Symmetry
+
+Permutations = Mapping[str, Tensor]
+
+
+def gather_index(
+    layout: Layout, symmetry: Symmetry, permutations: Permutations, enclosing: Sequence[str] = ()
+) -> Tensor:
+    """Old position of each new position of an axis, int64 [sizes of `enclosing`..., width].
+
+    Position j of outer unit i in the new order takes position `inner[i][j]` of outer unit `outer[i]` in the old one:
+    an inner permutation is indexed by the new outer unit.
+    """
+    sizes = symmetry.sizes
+    lead = [sizes[name] for name in enclosing]
+    match layout:
+        case Fixed(size):
+            return torch.arange(size).expand(*lead, size)
+        case Units(family):
+            return _family_index(family, symmetry, permutations, enclosing)
+        case Blocks(family, inner):
+            outer = _family_index(family, symmetry, permutations, enclosing)
+            step = width(inner, sizes)
+            within = gather_index(inner, symmetry, permutations, (*enclosing, family))
+            return (outer[..., None] * step + within).flatten(-2)
+        case Segments(parts):
+            pieces, start = [], 0
+            for part in parts:
+                pieces.append(gather_index(part, symmetry, permutations, enclosing) + start)
+                start += width(part, sizes)
+            return torch.cat(pieces, dim=-1)
+
+
+def _family_index(family: str, symmetry: Symmetry, permutations: Permutations, enclosing: Sequence[str]) -> Tensor:
+    """Permutation of a family with its `over` axes moved to their places among `enclosing` (innermost wins)."""
+    over = symmetry.families[family].over
+    places = [max(i for i, name in enumerate(enclosing) if name == outer) for outer in over]
+    order = sorted(range(len(over)), key=lambda i: places[i])
+    index = permutations[family].permute(*order, len(over))
+    shape = [1] * len(enclosing) + [symmetry.sizes[family]]
+    for place in places:
+        shape[place] = symmetry.sizes[enclosing[place]]
+    return index.reshape(shape).expand(*(symmetry.sizes[name] for name in enclosing), symmetry.sizes[family])
+
+
+def permute_tensor(
+    tensor: Tensor,
+    layout: ParameterLayout,
+    symmetry: Symmetry,
+    permutations: Permutations,
+    keep: int | None = None,
+) -> Tensor:
+    """The tensor in the new unit order; axis `keep` is left in its old order."""
+    moving = [dim for dim, axis in enumerate(layout.dims) if not isinstance(axis, Fixed) and dim != keep]
+    for dim in sorted(moving, key=lambda dim: len(_outer_dims(layout, symmetry, dim))):
+        outer = _outer_dims(layout, symmetry, dim)
+        if not outer:
+            index = gather_index(layout.dims[dim], symmetry, permutations)
+            tensor = tensor.index_select(dim, index.to(tensor.device))
+        else:
+            tensor = _gather_dependent(tensor, layout, symmetry, permutations, dim, outer)
+    return tensor
+
+
+def _outer_dims(layout: ParameterLayout, symmetry: Symmetry, dim: int) -> list[int]:
+    """Other axes of the tensor whose units choose the permutation of this axis (grouped convolutions, experts)."""
+    own = set(families_of(layout.dims[dim]))
+    needed = {outer for family in own for outer in symmetry.families[family].over} - own
+    return [j for j, axis in enumerate(layout.dims) if j != dim and needed & set(families_of(axis))]
+
+
+def _gather_dependent(
+    tensor: Tensor,
+    layout: ParameterLayout,
+    symmetry: Symmetry,
+    permutations: Permutations,
+    dim: int,
+    outer: Sequence[int],
+) -> Tensor:
+    """Reorder axis `dim` by an index that depends on the (already reordered) position along the axes `outer`."""
+    enclosing: list[str] = []
+    lead: list[int] = []
+    for j in outer:
+        names, sizes = _factors(layout.dims[j], symmetry)
+        enclosing += names
+        lead += sizes
+    free = [name for name in enclosing if name]
+    index = gather_index(layout.dims[dim], symmetry, permutations, free)
+    for place, name in enumerate(enclosing):
+        if not name:
+            index = index.unsqueeze(place)
+    index = index.expand(*lead, tensor.shape[dim]).reshape([tensor.shape[j] for j in outer] + [tensor.shape[dim]])
+    places = [*outer, dim]
+    index = index.permute(*sorted(range(len(places)), key=lambda i: places[i]))
+    shape = [tensor.shape[j] if j in places else 1 for j in range(tensor.ndim)]
+    return torch.take_along_dim(tensor, index.reshape(shape).to(tensor.device), dim=dim)
+
+
+def _factors(layout: Layout, symmetry: Symmetry) -> tuple[list[str], list[int]]:
+    """Families and sizes of a pure product, outer to inner; a fixed factor has the name ''."""
+    match layout:
+        case Fixed(size):
+            return [""], [size]
+        case Units(family):
+            return [family], [symmetry.sizes[family]]
+        case Blocks(family, inner):
+            names, sizes = _factors(inner, symmetry)
+            return [family, *names], [symmetry.sizes[family], *sizes]
+        case Segments():
+            raise AssertionError("an axis that others depend on is never a concatenation")
