@@ -13,7 +13,7 @@ def resnet_symmetry(module: nn.Module) -> Symmetry:
     """One family per residual stream (`stream1`..) and per block's hidden channels (`layer1.0.hidden`..).
 
     Where normalisation is by groups of channels, a family is split: whole groups, and the channels inside each.
-    A stream is observed at the input of the last layer that reads it, hidden channels at the second convolution.
+    A stream is observed where it is read last (the final one before pooling), hidden channels at conv2 of the block.
     Raises InputError for a module that is not the reference ResNet.
     """
     builder = _Builder(module)
@@ -36,7 +36,7 @@ def resnet_symmetry(module: nn.Module) -> Symmetry:
             builder.observe(f"{name}.conv2", f"{name}.hidden")
             builder.convolution(f"{name}.conv2", f"{name}.hidden", stream)
             builder.normalisation(f"{name}.bn2", stream)
-    builder.observe("linear", stream)
+    builder.observe("avgpool", stream)
     builder.parameters["linear.weight"] = layout(
         [f"_{module.linear.out_features}", builder.text(stream)], ["", CONSUMER]
     )
