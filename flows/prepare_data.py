@@ -2,13 +2,17 @@
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prefect import flow
 
 from mergeline.errors import InputError
 from tasks.datasets import write_prototypes, write_splits
+
+if TYPE_CHECKING:
+    from mergeline.evaluation.fashion_mnist import Split
 
 OUTPUT = Path("data/datasets/fashion_mnist")
 RAW = Path("data/raw/fashion_mnist")
@@ -23,13 +27,17 @@ def prepare_data(
     revision: str = REVISION,
     output: Path = OUTPUT,
     raw: Path = RAW,
+    splits: Mapping[str, "Split"] | None = None,
 ) -> list[Path]:
-    """Read the pictures, choose and crop them, write one Parquet file per split; then the label prototypes."""
-    files = write_splits(source, idx_folder, revision, output, raw)
+    """Read the pictures, choose and crop them, write one Parquet file per split; then the label prototypes.
+
+    splits: which pictures make which split; the shipped ones where not given.
+    """
+    files = write_splits(source, idx_folder, revision, output, raw, splits)
     return [*files, write_prototypes(output)]
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m flows.prepare_data", description=__doc__)
     parser.add_argument(
@@ -40,7 +48,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where the data set goes")
     parser.add_argument("--raw", type=Path, default=RAW, help="where the training pictures go")
     try:
-        files = prepare_data(**vars(parser.parse_args()))
+        files = prepare_data(**vars(parser.parse_args(arguments)))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

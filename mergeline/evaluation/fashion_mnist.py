@@ -26,7 +26,8 @@ FEATURES = datasets.Features(
 )
 HUB_NAME = "zalando-datasets/fashion_mnist"
 IDX_PREFIX = {"train": "train", "test": "t10k"}
-HALF = 14  # rows of a picture that a cropped thumbnail shows
+HALF = 14  # rows of a picture that the domain "half" shows
+MEAN, STD = 0.2860, 0.3530  # of the training pictures' pixels in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def read_pictures(source: Source, *, folder: Path, revision: str) -> dict[str, P
 
 def _read_hub(revision: str) -> dict[str, Pictures]:
     published = datasets.load_dataset(HUB_NAME, revision=revision).with_format("numpy")
-    return {part: Pictures(np.stack(published[part]["image"]), published[part]["label"]) for part in IDX_PREFIX}
+    return {part: Pictures(np.stack(published[part]["image"][:]), published[part]["label"][:]) for part in IDX_PREFIX}
 
 
 def _read_idx(folder: Path) -> dict[str, Pictures]:
@@ -98,7 +99,7 @@ def _read_idx_array(path: Path, dimensions: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot read it ({error}); apt-get install dataset-fashion-mnist") from error
     header = 4 + 4 * dimensions
-    shape = tuple(np.frombuffer(content[4:header], ">u4").tolist())
+    shape = tuple(int.from_bytes(content[i : i + 4]) for i in range(4, header, 4))
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) != header + math.prod(shape):
         raise InputError(f"{path}: not a complete IDX file of {dimensions}-dimensional uint8 data.")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

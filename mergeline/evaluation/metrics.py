@@ -35,7 +35,7 @@ def accuracy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = Non
     """Share of pictures whose true class scores highest among `classes` (default: all).
 
     scores: [n, c], anything that grows with belief; labels: [n] int64. Pictures of other classes are left out.
-    Ties go to the lower class. Standard error: that of a share, sqrt(p (1 - p) / n).
+    Ties go to the class named first. Standard error: that of a share, sqrt(p (1 - p) / n).
     Raises InputError where a class does not exist or no picture is left.
     """
     from torchmetrics.functional.classification import multiclass_accuracy  # takes seconds to import
@@ -59,6 +59,12 @@ def mean_score(scores: Sequence[Score]) -> Score:
     return Score(sum(score.value for score in scores) / n, error, sum(score.count for score in scores))
 
 
-def ensemble_probabilities(logits: Sequence[Tensor]) -> Tensor:
-    """Mean over models of the softmax of their logits, each [n, c] -> [n, c]: the costly upper mark of a merge."""
-    return torch.stack([model.softmax(dim=1) for model in logits]).mean(dim=0)
+def ensemble_probabilities(logits: Sequence[Tensor], classes: Sequence[int] | None = None) -> Tensor:
+    """Mean over models of the softmax of their logits, each [n, c] -> [n, c]: the costly upper mark of a merge.
+
+    classes: the softmax is taken among these (default: all); the others have probability 0.
+    """
+    chosen = list(range(logits[0].shape[1])) if classes is None else list(classes)
+    probabilities = torch.zeros_like(logits[0])
+    probabilities[:, chosen] = torch.stack([model[:, chosen].softmax(dim=1) for model in logits]).mean(dim=0)
+    return probabilities

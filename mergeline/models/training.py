@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from mergeline.evaluation.fashion_mnist import HALF, MEAN, STD
 from mergeline.evaluation.prototypes import prototype_logits
-
-MEAN, STD = 0.2860, 0.3530  # of Fashion-MNIST's pixels in [0, 1]
-HALF = 14  # rows that a picture of the domain "half" shows
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,17 @@ class Recipe:
 def reproducible(seed: int) -> Iterator[None]:
     """Deterministic algorithms, one thread (sums in one order) and this seed; the caller's settings come back after."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    debugging: Any = torch.utils.deterministic
+    fill = debugging.fill_uninitialized_memory
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         torch.set_num_threads(1)
         torch.use_deterministic_algorithms(True)
+        debugging.fill_uninitialized_memory = False  # takes a seventh of the time
         try:
             yield
         finally:
+            debugging.fill_uninitialized_memory = fill
             torch.use_deterministic_algorithms(deterministic)
             torch.set_num_threads(threads)
 
@@ -57,7 +61,7 @@ def train(module: nn.Module, images: Tensor, labels: Tensor, prototypes: Tensor,
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     steps = recipe.epochs * -(-len(images) // recipe.batch_size)
     rates = iter(learning_rates(recipe, steps))
-    module.train()
+    convert_conv2d_weight_memory_format(module.train(), torch.channels_last)  # a quarter faster
     for _ in range(recipe.epochs):
         for rows in torch.randperm(len(images), generator=generator).split(recipe.batch_size):
             optimizer.param_groups[0]["lr"] = next(rates)
@@ -65,7 +69,7 @@ def train(module: nn.Module, images: Tensor, labels: Tensor, prototypes: Tensor,
             optimizer.zero_grad()
             functional.cross_entropy(logits, labels[rows]).backward()
             optimizer.step()
-    module.eval()
+    convert_conv2d_weight_memory_format(module.eval(), torch.contiguous_format)
 
 
 def learning_rates(recipe: Recipe, steps: int) -> list[float]:
