@@ -11,6 +11,7 @@ from prefect import flow
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner
 
+from flows.command_line import quiet_prefect
 from mergeline.errors import InputError
 from tasks.zoo import train_checkpoint
 
@@ -28,6 +29,9 @@ def train_zoo(
     models: Sequence["ZooModel"], dataset: Path = DATASET, raw: Path = RAW, zoo: Path = ZOO
 ) -> list[dict[str, Any]]:
     """Train each model as soon as its base is there; then write the manifest."""
+    for file in (raw / "train.parquet", dataset / "test.parquet", dataset / "prototypes.safetensors"):
+        if not file.is_file():
+            raise InputError(f"{file}: not there; make it with: python -m flows.prepare_data")
     futures: dict[str, PrefectFuture] = {}
     for model in models:
         bases = [futures[model.base]] if model.base else []
@@ -46,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     from mergeline.models.zoo import ZOO as MODELS
 
+    quiet_prefect()
     try:
         entries = train_zoo(MODELS, **vars(options))
     except InputError as error:

@@ -41,6 +41,17 @@ def reset_normalization(module: nn.Module, batches: Iterable[Tensor | Sequence[T
     return copy.eval()
 
 
+def normalization_statistics(module: nn.Module) -> dict[str, Tensor]:
+    """The running statistics in the module's state dict, by name; empty for a model without BatchNorm."""
+    return {
+        name: tensor
+        for prefix, norm in module.named_modules()
+        if isinstance(norm, BATCH_NORMS)
+        for name, tensor in norm.state_dict(prefix=f"{prefix}." if prefix else "").items()
+        if name.rpartition(".")[2] in dict(norm.named_buffers())
+    }
+
+
 def _run(module: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> int:
     """Feed every batch through the module; how many there were."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))

@@ -1,22 +1,14 @@
 """How well a model tells classes apart, with the standard error that its number of pictures allows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import sqrt
 
 import torch
 from torch import Tensor, nn
+from torchmetrics.functional.classification import multiclass_accuracy
 
 from mergeline.errors import InputError
-
-
-@dataclass(frozen=True)
-class Score:
-    """A share of right answers in [0, 1], its standard error, and how many pictures were asked."""
-
-    value: float
-    standard_error: float
-    count: int
+from mergeline.evaluation.score import Score
 
 
 def predict_logits(module: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
@@ -38,8 +30,6 @@ def accuracy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = Non
     Ties go to the class named first. Standard error: that of a share, sqrt(p (1 - p) / n).
     Raises InputError where a class does not exist or no picture is left.
     """
-    from torchmetrics.functional.classification import multiclass_accuracy  # takes seconds to import
-
     chosen = list(range(scores.shape[1])) if classes is None else list(classes)
     if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= c < scores.shape[1] for c in chosen):
         raise InputError(f"classes {chosen}: expected different numbers from 0 to {scores.shape[1] - 1}.")

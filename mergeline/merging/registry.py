@@ -52,23 +52,29 @@ class Method:
         """The options that its statistics depend on; the others may change without a new statistics pass."""
         return [name for name in _keywords(self.statistics) if name in self.options] if self.statistics else []
 
-    def validate_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """All options with their defaults filled in; InputError naming the option that is unknown, missing or wrong."""
-        for name in options:
-            if name not in self.options:
-                raise InputError(f"method {self.name!r} has no option {name!r}{nearest(name, self.options)}")
-        return {name: self._value(name, option, options) for name, option in self.options.items()}
+    def option_faults(self, options: Mapping[str, Any]) -> dict[str, str]:
+        """One sentence for each option that is unknown, missing or has a wrong value."""
+        unknown = [name for name in options if name not in self.options]
+        faults = {name: f"method {self.name!r} has no option {name!r}{nearest(name, self.options)}" for name in unknown}
+        for name, option in self.options.items():
+            if name not in options and option.default is REQUIRED:
+                faults[name] = f"method {self.name!r} needs the option {name!r}"
+            elif name in options:
+                try:
+                    option.check(options[name])
+                except ValidationError as error:
+                    fault = error.errors()[0]["msg"]
+                    faults[name] = f"method {self.name!r}: option {name!r} is {options[name]!r}: {fault}"
+        return faults
 
-    def _value(self, name: str, option: Option, options: Mapping[str, Any]) -> Any:
-        if name not in options:
-            if option.default is REQUIRED:
-                raise InputError(f"method {self.name!r} needs the option {name!r}.")
-            return option.default
-        try:
-            return option.check(options[name])
-        except ValidationError as error:
-            fault = error.errors()[0]["msg"]
-            raise InputError(f"method {self.name!r}: option {name!r} is {options[name]!r}: {fault}.") from error
+    def validate_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All options with their defaults filled in; InputError naming those that are unknown, missing or wrong."""
+        if faults := self.option_faults(options):
+            raise InputError("; ".join(faults.values()))
+        return {
+            name: option.check(options[name]) if name in options else option.default
+            for name, option in self.options.items()
+        }
 
 
 def method(

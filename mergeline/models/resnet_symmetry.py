@@ -23,9 +23,9 @@ def resnet_symmetry(module: nn.Module) -> Symmetry:
     builder.normalisation("bn1", "stream1")
     stream, number = "stream1", 1
     for stage, blocks in ((name, child) for name, child in module.named_children() if name.startswith("layer")):
-        for index, block in enumerate(blocks.children()):  # type: ignore[operator]
+        for index, block in enumerate(blocks.children()):
             name, source = f"{stage}.{index}", stream
-            if len(block.shortcut):
+            if list(block.get_submodule("shortcut").children()):
                 builder.observe(f"{name}.shortcut.0", stream)
                 number += 1
                 stream = f"stream{number}"
@@ -38,7 +38,7 @@ def resnet_symmetry(module: nn.Module) -> Symmetry:
             builder.normalisation(f"{name}.bn2", stream)
     builder.observe("avgpool", stream)
     builder.parameters["linear.weight"] = layout(
-        [f"_{module.linear.out_features}", builder.text(stream)], ["", CONSUMER]
+        [f"_{len(module.state_dict()['linear.bias'])}", builder.text(stream)], ["", CONSUMER]
     )
     return Symmetry(builder.families, builder.parameters, tuple(builder.sites))
 
