@@ -167,11 +167,12 @@ def _disguise(path: Path) -> str | None:
         return f"cannot be opened ({error.strerror})"
     if not head:
         return "is empty; download or save it again"
-    if head.lstrip().startswith(b"<"):
+    text = b"" if b"\0" in head else head.lstrip()  # the length that a safetensors file begins with has zero bytes
+    if text.startswith(b"<"):
         return "is a web page, not a checkpoint; use the address of the file itself, not of a page about it"
-    if head.startswith(b"version https://git-lfs"):
+    if text.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not a checkpoint; run 'git lfs pull' or download the file itself"
-    if head.lstrip().startswith(b"{"):
+    if text.startswith(b"{"):
         return "is JSON text, not a checkpoint; read it: a server may have answered with an error"
     if path.suffix == ".safetensors" and zipfile.is_zipfile(path):
         return "was written by torch.save; rename it to .pt"

@@ -144,12 +144,10 @@ class _Part:
         """What an earlier attempt left of the same file, if it can be continued."""
         try:
             note = json.loads(self.record.read_text())
-            size = self.path.stat().st_size
-        except (FileNotFoundError, ValueError):
+            address, partial = note["uri"], Partial(self.path.stat().st_size, note["validator"], note["total"])
+        except (FileNotFoundError, ValueError, TypeError, KeyError):  # none there, or the record is damaged
             return None
-        if note["uri"] != self._address() or note["validator"] is None:
-            return None
-        return Partial(size, note["validator"], note["total"])
+        return partial if address == self._address() and partial.validator is not None else None
 
     def _address(self) -> str:
         return hash_of(self.uri.encode()).hexdigest()

@@ -207,6 +207,11 @@ def grown(data: bytes) -> bytes:
     return data + b"tail"
 
 
+def not_a_page(data: bytes) -> bytes:
+    """A header length whose first bytes read as ' <'."""
+    return b" <\0\0\0\0\0\0" + data[8:]
+
+
 def header_too_long(data: bytes) -> bytes:
     return (2**40).to_bytes(8, "little") + data[8:]
 
@@ -215,7 +220,7 @@ def offsets_out_of_file(data: bytes) -> bytes:
     return data.replace(b"[8,56]", b"[8,96]")
 
 
-@pytest.mark.parametrize("damage", [cut_short, cut_in_header, grown, header_too_long, offsets_out_of_file])
+@pytest.mark.parametrize("damage", [cut_short, cut_in_header, grown, not_a_page, header_too_long, offsets_out_of_file])
 def test_a_damaged_safetensors_file_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = save_safetensors(tmp_path)
     assert damage(path.read_bytes()) != path.read_bytes()

@@ -162,9 +162,10 @@ def test_the_part_of_one_address_is_not_continued_with_another(server: FileServe
     assert "Range" not in server.seen[1].headers
 
 
-def test_a_damaged_record_only_costs_the_part(server: FileServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("record", ['{"uri": "9f', "{}", "[]"])
+def test_a_damaged_record_only_costs_the_part(server: FileServer, tmp_path: Path, record: str) -> None:
     break_off(server, tmp_path)
-    (tmp_path / "model.part.json").write_text('{"uri": "9f')
+    (tmp_path / "model.part.json").write_text(record)
     fetch(server.url, tmp_path / "model")
     assert "Range" not in server.seen[1].headers
     assert (tmp_path / "model").read_bytes() == server.content
