@@ -108,12 +108,18 @@ class Task(_Section):
         return "-".join(self.where.values()) or self.dataset
 
 
+ComparisonKind = Literal[
+    "task_models", "task_models_reset", "bases", "ensemble", "average", "aligned_average", "unaligned", "teams"
+]
+
+
 class Evaluation(_Section):
     """What stands beside the result, and how models are run."""
 
     batch_size: int = Field(default=250, gt=0)
-    compare: list[Literal["task_models", "bases", "ensemble", "average", "aligned_average", "unaligned", "teams"]] = [
+    compare: list[ComparisonKind] = [
         "task_models",
+        "task_models_reset",
         "bases",
         "ensemble",
         "average",

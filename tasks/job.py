@@ -97,6 +97,7 @@ class Job:
             "architecture": self.architecture,
             "domains": self.domains,
             "classes": sorted({number for task in self.plan.tasks for number in task.classes}),
+            "reset": row.reset,
             "calibration_batch": self.plan.calibration.batch_size,
             "batch_size": self.plan.evaluation.batch_size,
         }
