@@ -45,6 +45,7 @@ def tool_settings(state: Path) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",  # the usual 20 is too short for a busy machine
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",  # a temporary server that is stopped in mid-write prints tracebacks
         "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",  # its five seconds are too short for the same reason
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # a stage may be called in a notebook, without a flow
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
