@@ -48,8 +48,7 @@ def code_version(module: str) -> str:
 
 def _reachable(module: str) -> dict[str, Path]:
     """The project modules that importing and running `module` may load, with their files."""
-    start = _file(module)
-    if start is None:
+    if _file(module) is None:
         raise ValueError(f"module {module!r} has no source file: a stage must live in a module that can be imported")
     project = _PROJECT | {module.partition(".")[0]}
     found: dict[str, Path] = {}
