@@ -75,7 +75,7 @@ def train(module: nn.Module, images: Tensor, labels: Tensor, prototypes: Tensor,
 
 
 def _channels_last_is_safe(module: nn.Module) -> bool:
-    """oneDNN (3.x, AVX2) writes past its buffers in strided 1x1 convolutions of channels that do not fill a vector."""
+    """oneDNN 3.12 writes past its buffer in strided 1x1 convolutions of less than a vector of channels (its #6035)."""
     convolutions = (part for part in module.modules() if isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1))
     return all(convolution.in_channels % 16 == 0 for convolution in convolutions)
 
