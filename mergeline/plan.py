@@ -240,11 +240,12 @@ def _sentence(fault: Any) -> str:
     match fault["type"]:
         case "extra_forbidden":
             section = _section_at(fault["loc"][:-1])
-            return f"{place}: unknown key{nearest(str(fault['loc'][-1]), section.model_fields if section else ())}"
+            known = section.model_fields if section else ()
+            return f"{place}: unknown key{nearest(str(fault['loc'][-1]), known, listed=True)}"
         case "missing":
             return f"{place}: is missing"
         case "literal_error":
-            hint = nearest(str(fault["input"]), re.findall(r"'([^']+)'", fault["ctx"]["expected"]))
+            hint = nearest(str(fault["input"]), re.findall(r"'([^']+)'", fault["ctx"]["expected"]), listed=True)
             return f"{place}: '{fault['input']}' is not one of {fault['ctx']['expected']}{hint}"
         case _:
             return f"{place}: {fault['msg']} (found {fault['input']!r})"

@@ -106,7 +106,7 @@ def names(needs_base: bool | None = None) -> list[str]:
 def get(name: str) -> Method:
     """The method of that name; InputError with the nearest name."""
     if name not in _METHODS:
-        raise InputError(f"merging method {name!r} does not exist{nearest(name, names())}")
+        raise InputError(f"merging method {name!r} does not exist{nearest(name, names(), listed=True)}")
     return _METHODS[name]
 
 

@@ -1,14 +1,13 @@
 """A model's architecture as data: the name of a function and its arguments."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
 from typing import Any
 
 from torch import nn
 
-from mergeline.errors import InputError
+from mergeline.errors import InputError, nearest
 
 FIELD = "architecture.factory"
 
@@ -46,7 +45,6 @@ def _import(factory: str) -> Any:
         raise InputError(f"{FIELD}: cannot import the module {path!r}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
-        near = get_close_matches(name, [n for n in dir(module) if callable(getattr(module, n))], n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"{FIELD}: {path} has no function {name!r}.{hint}")
+        functions = [other for other in dir(module) if callable(getattr(module, other))]
+        raise InputError(f"{FIELD}: {path} has no function {name!r}{nearest(name, functions)}")
     return function
