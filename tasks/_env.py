@@ -102,6 +102,7 @@ def configure() -> None:
     """Write the settings into the environment. Runs once, when this module is imported."""
     state = Path(os.environ.get("MERGELINE_STATE") or default_state(project_root())).resolve()
     os.environ["MERGELINE_STATE"] = str(state)
+    state.mkdir(parents=True, exist_ok=True)  # Prefect's server does not start where it is missing
     for name, value in (tool_settings(state) | arithmetic_settings()).items():
         os.environ.setdefault(name, value)
     for library in ("OMP", "MKL", "OPENBLAS"):  # not a default: clusters set these for everybody
