@@ -48,6 +48,7 @@ def evaluate(
     classes: those of all tasks together, for joint accuracy. reset: measure the normalisation statistics of every model
     anew on each domain's own calibration data.
     """
+    examples = {domain.name: domain.examples.load() for domain in domains}
     from mergeline.evaluation.metrics import accuracy, ensemble_probabilities, mean_score
 
     tasks: dict[str, Score] = {}
@@ -57,7 +58,7 @@ def evaluate(
         if reset:
             modules = [calibrated(module, domain.calibration, calibration_batch) for module in modules]
         logits = [_logits(module, domain, batch_size) for module in modules]
-        labels = domain.examples.load().labels
+        labels = examples[domain.name].labels
         tasks |= {
             task: accuracy(ensemble_probabilities(logits, among), labels, among) for task, among in domain.tasks.items()
         }

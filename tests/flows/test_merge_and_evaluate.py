@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 STAGES = {
     *("download-checkpoint", "prove-symmetry", "represent-family", "collect-activations", "activation-similarity"),
     *("weight-similarity", "solve-permutations", "pcb-coefficients", "merge", "evaluate", "reset-normalization"),
-    *("measure-normalization", "publish", "track"),
+    *("measure-normalization", "draw-chart", "publish", "track"),
 }
 
 pytestmark = pytest.mark.flow
@@ -147,7 +147,7 @@ def test_again_everything_comes_from_the_cache_with_the_same_bytes(first):
     before = published(output)
     again = merge_and_evaluate(plan_for(output))
     assert again.stages.total == again.stages.cached == outcome.stages.total
-    assert "all 46 stages came from the cache" in str(again.stages)
+    assert "all 47 stages came from the cache" in str(again.stages)
     assert again.comparison == outcome.comparison
     assert published(output) == before
 
