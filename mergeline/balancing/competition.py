@@ -51,7 +51,7 @@ def clip_magnitude(task_vectors: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def find_variant(name: str) -> Variant:
     """The variant of that name, or an InputError with the nearest name."""
     if name not in VARIANTS:
-        raise InputError(f"PCB variant {name!r} does not exist{nearest(name, VARIANTS)}")
+        raise InputError(f"PCB variant {name!r} does not exist{nearest(name, VARIANTS, listed=True)}")
     return VARIANTS[name]
 
 
