@@ -8,8 +8,8 @@ from importlib import import_module
 _HOME = {
     "InputError": "mergeline.errors",
     "Plan": "mergeline.plan",
-    "PlanError": "mergeline.plan",
-    "load_plan": "mergeline.plan",
+    "PlanError": "mergeline.plan_file",
+    "load_plan": "mergeline.plan_file",
     "Symmetry": "mergeline.symmetry.symmetry",
     "activation_similarity": "mergeline.similarity.activation",
     "weight_similarity": "mergeline.similarity.weight",

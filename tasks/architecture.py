@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +46,7 @@ def specify(architecture: Architecture) -> ArchitectureSpec:
 @stage("prove-symmetry")
 def prove_symmetry(architecture: ArchitectureSpec, rule: str, rule_version: str, inputs: DataSlice) -> ArtifactRef:
     """Read the symmetry from a YAML file or make it by a function; refuse it unless permuting changes no output."""
-    from mergeline.models.build import build_model
+    from mergeline.models.build import build_model, import_function
     from mergeline.symmetry.symmetry import Symmetry
     from mergeline.symmetry.verify import require_sound
 
@@ -55,8 +54,7 @@ def prove_symmetry(architecture: ArchitectureSpec, rule: str, rule_version: str,
     if _is_file(rule):
         symmetry = Symmetry.from_yaml(Path(rule).read_text())
     else:
-        path, _, name = rule.partition(":")
-        symmetry = getattr(import_module(path), name)(module)
+        symmetry = import_function(rule, "architecture.symmetry")(module)
     require_sound(symmetry, module, [inputs.load().images[:2]])
     return put_file(lambda path: path.write_text(symmetry.to_yaml()), ".yaml", "symmetry")
 

@@ -95,7 +95,7 @@ def _read(path: Path, module: str) -> _Source:
 
 
 def _references(tree: ast.AST, package: str) -> Iterator[str]:
-    for node in ast.walk(tree):
+    for node in _executed(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -108,6 +108,18 @@ def _references(tree: ast.AST, package: str) -> Iterator[str]:
                     yield name
                 case _:  # known only when it runs: then it may be anything beside it
                     yield f"{package}.*"
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes below, less what stands under `if TYPE_CHECKING`: it is never run."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+            children: Iterator[ast.AST] = iter(child.orelse)
+        else:
+            children = iter([child])
+        for kept in children:
+            yield kept
+            yield from _executed(kept)
 
 
 def _imports_by_name(function: ast.expr) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mergeline.comparison import RESULT, aligns, comparison_rows
-from mergeline.plan import PlanError, load_plan
+from mergeline.plan_file import PlanError, load_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from flows.merge_and_evaluate import merge_and_evaluate
 from mergeline.alignment.alignment import Alignment
 from mergeline.errors import InputError
-from mergeline.plan import load_plan
+from mergeline.plan_file import load_plan
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STAGES = {
