@@ -46,11 +46,16 @@ def first(project):
     return merge_and_evaluate(plan_for(output)), output
 
 
-def task_runs(flow_run):
+def all_task_runs(flow_run):
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
     with get_client(sync_client=True) as client:
-        runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])), limit=200)
+        return client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])), limit=200)
+
+
+def task_runs(flow_run):
+    """One task run of each stage, by the name of the stage."""
+    runs = all_task_runs(flow_run)
     return {run.name.rpartition("-")[0] if run.name.rpartition("-")[2].isalnum() else run.name: run for run in runs}
 
 
@@ -69,7 +74,7 @@ def test_the_result_is_what_the_scenario_promises(first):
     singles = [rows[task.checkpoint].mean.value for task in load_plan("params.yaml").tasks]
     assert merged.mean.value > max(singles)
     assert merged.mean.value > average.mean.value + 0.2
-    assert merged.joint.value > average.joint.value + 0.2
+    assert merged.joint.value > average.joint.value + 0.1
     assert rows["ensemble"].mean.value > max(singles)
     for name in ("a-clean-02478", "a-clean-13569", "b-half-12679", "b-half-03458"):
         assert rows[name].tasks[name[2:]].value > 0.85, name
