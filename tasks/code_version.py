@@ -15,6 +15,7 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 
 # Other packages whose version may change a number.
 NUMERIC_PACKAGES = ("torch", "numpy", "scipy", "safetensors")
@@ -34,6 +35,9 @@ _INFRASTRUCTURE = {
 _LAZY = {"mergeline"}
 
 
+_parsing = Lock()  # CPython 3.11 cannot parse in several threads at once: "AST constructor recursion depth mismatch"
+
+
 @cache
 def code_version(module: str) -> str:
     """Digest of `module`, the project modules it reaches, and the versions of the numeric packages.
@@ -41,7 +45,8 @@ def code_version(module: str) -> str:
     The project is mergeline, tasks, and the package that `module` itself lies in (a user's own model code).
     Raises ValueError for a module without a source file, and where one imports a name from the lazy package.
     """
-    lines = [f"{name} {_read(path, name).digest}" for name, path in sorted(_reachable(module).items())]
+    with _parsing:
+        lines = [f"{name} {_read(path, name).digest}" for name, path in sorted(_reachable(module).items())]
     lines += [f"{package} {_installed(package)}" for package in NUMERIC_PACKAGES]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

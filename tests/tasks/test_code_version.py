@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,12 @@ def test_a_stage_depends_on_what_it_calls_and_not_on_its_neighbours() -> None:
     assert method in versions._reachable("tasks.merging")
     for neighbour in ("checkpoints", "activations", "similarity", "permutations", "evaluation", "normalization"):
         assert method not in versions._reachable(f"tasks.{neighbour}"), neighbour
+
+
+def test_stages_that_start_at_once_may_all_ask_for_their_version() -> None:
+    modules = [f"tasks.{path.stem}" for path in sorted(Path(tasks.__file__).parent.glob("[a-z]*.py"))]
+    expected = [code_version(module) for module in modules]
+    for _ in range(3):
+        forget_sources()
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(code_version, modules)) == expected
