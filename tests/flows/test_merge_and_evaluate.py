@@ -136,6 +136,8 @@ def test_the_run_is_recorded(first):
     assert run.data.params["merge.keep_ratio"] == "0.3"
     assert run.data.metrics["merged/mean"] == outcome.comparison.result.mean.value
     assert run.data.metrics["merged/task/half-12679"] == outcome.comparison.result.tasks["half-12679"].value
+    assert {f"seconds/{stage}" for stage in STAGES - {"publish", "track"}} <= run.data.metrics.keys()
+    assert all(value > 0 for name, value in run.data.metrics.items() if name.startswith("seconds/"))
     history = [point.value for point in client.get_metric_history(run.info.run_id, "objective")]
     assert history == list(Alignment.load(output / "alignment").history)
     assert (
