@@ -76,6 +76,7 @@ def test_the_result_is_what_the_scenario_promises(first):
     assert merged.mean.value > average.mean.value + 0.2
     assert merged.joint.value > average.joint.value + 0.1
     assert rows["ensemble"].mean.value > max(singles)
+    assert rows["unaligned-first"].mean.value > rows["unaligned-mean"].mean.value + 0.1  # it is mostly that base
     for name in ("a-clean-02478", "a-clean-13569", "b-half-12679", "b-half-03458"):
         assert rows[name].tasks[name[2:]].value > 0.85, name
     assert all(score.count == 500 for score in merged.tasks.values())
