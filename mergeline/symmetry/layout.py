@@ -60,6 +60,16 @@ class Segments:
 Layout = Fixed | Units | Blocks | Segments
 
 
+def extent(name: str, sizes: Mapping[str, int]) -> int:
+    """Number of units of a family, or of positions of a fixed axis (`_8`) that counts the units of others."""
+    return sizes[name] if name in sizes else int(name.removeprefix("_"))
+
+
+def is_fixed_name(name: str) -> bool:
+    """Whether a name in `over` means an axis of fixed positions."""
+    return re.fullmatch(r"_\d+", name) is not None
+
+
 def width(layout: Layout, sizes: Mapping[str, int]) -> int:
     """Length of an axis with this layout, given the number of units of each family."""
     match layout:
@@ -88,24 +98,62 @@ def families_of(layout: Layout) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Term:
-    """A stretch of an axis whose units belong together: positions [start, start + size), families outer to inner."""
+    """Positions of an axis that belong to units of one path of families, outer to inner.
+
+    Unit (i, j, ...) takes the `width` positions from start + i * strides[0] + j * strides[1] + ... on.
+    """
 
     path: tuple[str, ...]
     start: int
-    size: int
+    strides: tuple[int, ...]
+    width: int = 1
 
 
-def terms(layout: Layout, sizes: Mapping[str, int], start: int = 0) -> Iterator[Term]:
-    """The stretches of an axis that carry units; fixed stretches are left out."""
+def terms(layout: Layout, sizes: Mapping[str, int]) -> Iterator[Term]:
+    """Where an axis carries units; positions that belong to no unit are left out."""
+    yield from _terms(layout, sizes, (), 0, ())
+
+
+def _terms(
+    layout: Layout, sizes: Mapping[str, int], path: tuple[str, ...], start: int, strides: tuple[int, ...]
+) -> Iterator[Term]:
     match layout:
-        case Fixed():
-            return
+        case Fixed(size):
+            if path:
+                yield Term(path, start, strides, size)
+        case Units(family):
+            yield Term((*path, family), start, (*strides, 1))
+        case Blocks(family, inner):
+            yield from _terms(inner, sizes, (*path, family), start, (*strides, width(inner, sizes)))
         case Segments(parts):
             for part in parts:
-                yield from terms(part, sizes, start)
+                yield from _terms(part, sizes, path, start, strides)
                 start += width(part, sizes)
+
+
+def factors(layout: Layout) -> list[Units | Fixed] | None:
+    """The factors of a pure product, outer to inner; None where the layout is a concatenation."""
+    match layout:
+        case Blocks(family, inner):
+            rest = factors(inner)
+            return None if rest is None else [Units(family), *rest]
+        case Segments():
+            return None
         case _:
-            yield Term(tuple(families_of(layout)), start, width(layout, sizes))
+            return [layout]
+
+
+def rename(layout: Layout, names: Mapping[str, str]) -> Layout:
+    """The layout with other names for its families."""
+    match layout:
+        case Fixed():
+            return layout
+        case Units(family):
+            return Units(names[family])
+        case Blocks(family, inner):
+            return Blocks(names[family], rename(inner, names))
+        case Segments(parts):
+            return Segments(tuple(rename(part, names) for part in parts))
 
 
 _TOKEN = re.compile(r"[()+*]|[^\s()+*]+")
@@ -147,6 +195,6 @@ def _parse_atom(tokens: list[str], text: str) -> tuple[Layout, list[str]]:
         if not tokens or tokens[0] != ")":
             raise InputError(f"layout '{text}': a closing parenthesis is missing")
         return layout, tokens[1:]
-    if re.fullmatch(r"_\d+", tokens[0]):
+    if is_fixed_name(tokens[0]):
         return Fixed(int(tokens[0][1:])), tokens[1:]
     return Units(tokens[0]), tokens[1:]

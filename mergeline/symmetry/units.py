@@ -1,0 +1,121 @@
+"""Where tensors hold units: the positions of each unit along one axis or spread over several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mergeline.errors import InputError
+from mergeline.symmetry.layout import Layout, Units, extent, factors, terms, width
+
+
+@dataclass(frozen=True)
+class Family:
+    """`size` units under one permutation; one permutation for each combination of units of `over`.
+
+    `over` names other families, or an axis of 8 fixed positions as `_8`.
+    """
+
+    name: str
+    size: int
+    over: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a tensor holds the units along one path of families, outer to inner.
+
+    places[k] = (dim, stride): the next unit of path[k] lies `stride` positions further along axis `dim`. The first
+    unit starts at `start` along the axis of the last place, and is `width` positions wide there.
+    """
+
+    path: tuple[str, ...]
+    places: tuple[tuple[int, int], ...]
+    start: int
+    width: int
+
+    @property
+    def dim(self) -> int:
+        """The axis of the innermost units."""
+        return self.places[-1][0]
+
+
+def spans(dims: Mapping[int, Layout], families: Mapping[str, Family]) -> Iterator[Span]:
+    """All units that a tensor with these axis layouts holds, from the first axis to the last.
+
+    Where units of one axis lie over units of another (input channels of grouped convolutions), both are joined.
+    """
+    sizes = {name: family.size for name, family in families.items()}
+    for dim, layout in dims.items():
+        for term in terms(layout, sizes):
+            path, places = list(term.path), [(dim, stride) for stride in term.strides]
+            missing = [o for name in term.path for o in families[name].over if o not in term.path]
+            for place, outer in enumerate(dict.fromkeys(missing)):
+                path.insert(place, outer)
+                places.insert(place, _place(outer, dims, dim, sizes))
+            yield Span(tuple(path), tuple(places), term.start, term.width)
+
+
+def joined_spans(dims: Mapping[int, Layout], families: Mapping[str, Family]) -> Iterator[Span]:
+    """All units that activations show, each with the units of all other axes joined to it as outer units.
+
+    Rows of activations are compared across models, so an axis on which units may move cannot count rows: in
+    [batch, heads, tokens, inner] the units are heads * inner. Left out where another axis holds several kinds of units.
+    """
+    sizes = {name: family.size for name, family in families.items()}
+    for span in spans(dims, families):
+        outer: list[tuple[str, tuple[int, int]]] = []
+        for dim, layout in dims.items():
+            parts = factors(layout)
+            if dim == span.dim:
+                continue
+            if parts is None:
+                break
+            outer += [
+                (part.family, (dim, math.prod(width(rest, sizes) for rest in parts[k + 1 :])))
+                for k, part in enumerate(parts)
+                if isinstance(part, Units)
+            ]
+        else:
+            own = [k for k, place in enumerate(span.places) if place[0] == span.dim]
+            path = (*[name for name, _ in outer], *[span.path[k] for k in own])
+            places = (*[place for _, place in outer], *[span.places[k] for k in own])
+            yield Span(path, places, span.start, span.width)
+
+
+def _place(outer: str, dims: Mapping[int, Layout], dim: int, sizes: Mapping[str, int]) -> tuple[int, int]:
+    """The axis, other than `dim`, that counts the units of a family, and its stride there."""
+    for j, layout in dims.items():
+        parts = factors(layout) or []
+        for k, part in enumerate(parts):
+            if j != dim and outer == str(part):
+                return j, math.prod(width(rest, sizes) for rest in parts[k + 1 :])
+    raise InputError(f"symmetry: units lie over '{outer}', which no other axis of the tensor counts")
+
+
+def units_first(tensor: Tensor, span: Span, sizes: Mapping[str, int]) -> Tensor:
+    """All values of each unit as one row, [units, values per unit], units in order from outer to inner."""
+    counts = [extent(name, sizes) for name in span.path]
+    positions = span.start + torch.arange(span.width, device=tensor.device)
+    for (dim, stride), count in reversed(list(zip(span.places, counts, strict=True))):
+        if dim == span.dim:
+            positions = (torch.arange(count, device=tensor.device)[:, None] * stride + positions).flatten()
+    if len(positions) < tensor.shape[span.dim]:
+        tensor = tensor.index_select(span.dim, positions)
+    shape: list[int] = []
+    axis_of: dict[int, int] = {}  # place in the path -> axis of the reshaped tensor
+    for dim, left in enumerate(tensor.shape):
+        here = [k for k, place in enumerate(span.places) if place[0] == dim]
+        for k in here:
+            inner = math.prod(counts[j] for j in here if j > k) * span.width if dim == span.dim else span.places[k][1]
+            axis_of[k] = len(shape) + 1
+            shape += [left // (counts[k] * inner), counts[k]]
+            left = inner
+        shape.append(left)
+    order = [axis_of[k] for k in range(len(counts))]
+    rest = [axis for axis in range(len(shape)) if axis not in order]
+    return tensor.reshape(shape).permute(*order, *rest).reshape(math.prod(counts), -1)
