@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-
-from mergeline.symmetry.extract import Extraction, NotUniform, extract
+from mergeline.symmetry.extract import Extraction, NotUniformError, extract
 from mergeline.symmetry.interpret import Interpretation, interpret, storage_key
 from mergeline.symmetry.labels import AbstractTensor
 from mergeline.symmetry.layout import Fixed, Layout, rename
@@ -46,7 +45,9 @@ def derive_symmetry(module: nn.Module, example_inputs: Inputs, *, verify: bool =
         for name, family in extraction.families.items()
     }
     parameters = {
-        name: ParameterLayout(tuple(rename(dim, readable) for dim in dims), _roles(found, tensors[name], dims), names[name])
+        name: ParameterLayout(
+            tuple(rename(dim, readable) for dim in dims), _roles(found, tensors[name], dims), names[name]
+        )
         for name, dims in layouts.items()
         if any(not isinstance(dim, Fixed) for dim in dims)
     }
@@ -97,13 +98,11 @@ def _sites(
             continue
         try:
             layouts = extraction.layouts(value, sighting.value)
-        except NotUniform:
+        except NotUniformError:
             continue
-        dims = {
-            dim: rename(layout, readable) for dim, layout in enumerate(layouts) if not isinstance(layout, Fixed)
-        }
+        dims = {dim: rename(layout, readable) for dim, layout in enumerate(layouts) if not isinstance(layout, Fixed)}
         shown = {axis for axis in sighting.axes if axis in dims}
-        for span in joined_spans(dims, symmetry.families):
+        for span in joined_spans(dims, symmetry.families, symmetry.active):
             if span.dim in shown and span.path in groups:
                 site = Site(groups[span.path], sighting.value, tuple(dims.items()), sighting.kind, sighting.consumer)
                 sites[site] = None

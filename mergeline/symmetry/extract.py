@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 
@@ -22,7 +23,7 @@ ROUNDS = 1000
 """Each round freezes a domain at least; far more than any model needs."""
 
 
-class NotUniform(Exception):
+class NotUniformError(Exception):
     """Units of one family differ in what lies inside them; `domains` must be frozen."""
 
     def __init__(self, domains: Sequence[int], why: str) -> None:
@@ -62,7 +63,7 @@ class Extraction:
         self._owner: dict[int, str] = {}
 
     def layouts(self, x: AbstractTensor, name: str) -> tuple[Layout, ...]:
-        """The layouts of all axes. Raises NotUniform."""
+        """The layouts of all axes. Raises NotUniformError."""
         labels = [x.label(axis) or () for axis in range(x.ndim)]
         needs = [
             {j for j, n in enumerate(extents(label)) if j != axis and n > 1} if label else set()
@@ -73,7 +74,7 @@ class Extraction:
             ready = [axis for axis in range(x.ndim) if axis not in done and needs[axis] <= set(done)]
             if not ready:
                 axis = next(axis for axis in range(x.ndim) if axis not in done)
-                raise NotUniform(_members(labels[axis]), "axes depend on each other in a circle")
+                raise NotUniformError(_members(labels[axis]), "axes depend on each other in a circle")
             for axis in ready:
                 done[axis] = self._layout(x, axis, labels[axis], sorted(needs[axis]), done, name)
         return tuple(done[axis] for axis in range(x.ndim))
@@ -94,15 +95,11 @@ class Extraction:
         for j in needs:
             parts = factors(done[j])
             if parts is None:
-                raise NotUniform(_members(label), "units that depend on a concatenated axis")
+                raise NotUniformError(_members(label), "units that depend on a concatenated axis")
             enclosing += [str(part) for part in parts]
-        lead = [x.shape[j] for j in needs]
-        rows = [
-            level.move(lambda a: _rows(np.broadcast_to(a, extents(label)), [*needs, axis]))
-            for level in spread(label, extents(label))
-        ]
-        count = math.prod(lead)
-        trees = [self._tree(tuple(level.move(lambda a, i=i: a[i]) for level in rows), n) for i in range(count)]
+        flat = [level.move(lambda a: _rows(a, [*needs, axis])) for level in spread(label, extents(label))]
+        count = math.prod(x.shape[j] for j in needs)
+        trees = [self._tree([level.move(itemgetter(i)) for level in flat], n) for i in range(count)]
         tree = _zip(trees, _members(label))
         shape = [int(part[1:]) if is_fixed_name(part) else self.families[part].size for part in enclosing]
         return self._named(_reshape(tree, shape), enclosing, ((name, axis), False))
@@ -115,21 +112,16 @@ class Extraction:
         parts: list[Tree] = []
         for region in regions(self.domains, row[0]):
             if region.domain < 0:
-                before = parts.pop().size if parts and isinstance(parts[-1], Fixed) else 0
-                parts.append(Fixed(before + region.stop - region.start))
+                parts.append(Fixed(region.stop - region.start))
             elif region.run == 0:
-                raise NotUniform([region.domain], "units are not in order")
+                raise NotUniformError([region.domain], "units are not in order")
             elif region.run == 1:
                 parts.append(Fibre(np.array(region.domain), None))
             else:
-                starts = range(region.start, region.stop, region.run)
-                inside = [[level.move(lambda a, s=s: a[s : s + region.run]) for level in row[1:]] for s in starts]  # noqa: B023
-                parts.append(
-                    Fibre(
-                        np.array(region.domain),
-                        _zip([self._tree(part, region.run) for part in inside], [region.domain]),
-                    )
-                )
+                windows = [slice(start, start + region.run) for start in range(region.start, region.stop, region.run)]
+                inside = [self._tree([level.move(itemgetter(w)) for level in row[1:]], region.run) for w in windows]
+                parts.append(Fibre(np.array(region.domain), _zip(inside, [region.domain])))
+        parts = _joined_fixed(parts)
         return parts[0] if len(parts) == 1 else tuple(parts)
 
     def _named(self, tree: Tree, enclosing: Sequence[str], where: tuple[Axis, bool]) -> Layout:
@@ -153,19 +145,21 @@ class Extraction:
         members = domains.ravel().tolist()
         blamed = self._above(over) or members
         if len(set(members)) < len(members):
-            raise NotUniform(blamed, "units of several outer units are tied")
+            raise NotUniformError(blamed, "units of several outer units are tied")
         if len({name for name in over if is_fixed_name(name)}) < sum(map(is_fixed_name, over)) or any(
             enclosing.count(name) > 1 for name in over
         ):
-            raise NotUniform(blamed, "units lie over two axes of the same kind")
+            raise NotUniformError(blamed, "units lie over two axes of the same kind")
+        if any(not set(self.families[name].over) <= set(over) for name in over if name in self.families):
+            raise NotUniformError(blamed, "units lie over some of several nested units")
         key = (domains.shape, domains.tobytes(), tuple(over))
         if key not in self._by_key:
             if self.complete:
-                raise NotUniform(members, "units that no parameter has")
+                raise NotUniformError(members, "units that no parameter has")
             for domain in members:
                 if domain in self._owner:
                     other = self.families[self._owner[domain]].over
-                    raise NotUniform(self._above([*over, *other]) or members, "units shared by two families")
+                    raise NotUniformError(self._above([*over, *other]) or members, "units shared by two families")
             name = f"f{len(self.families)}"
             self._by_key[key] = name
             self._owner.update(dict.fromkeys(members, name))
@@ -179,7 +173,9 @@ class Extraction:
         return [d for name in over if name in self.families for d in self.families[name].domains.ravel().tolist()]
 
 
-def extract(domains: Domains, tensors: Mapping[str, AbstractTensor]) -> tuple[Extraction, dict[str, tuple[Layout, ...]]]:
+def extract(
+    domains: Domains, tensors: Mapping[str, AbstractTensor]
+) -> tuple[Extraction, dict[str, tuple[Layout, ...]]]:
     """Layouts of all tensors in terms of common families; freezes what is not uniform."""
     for _ in range(ROUNDS):
         extraction = Extraction(domains)
@@ -188,7 +184,7 @@ def extract(domains: Domains, tensors: Mapping[str, AbstractTensor]) -> tuple[Ex
             layouts = {name: extraction.layouts(x, name) for name, x in tensors.items()}
             extraction.complete = True
             return extraction, layouts
-        except NotUniform as fault:
+        except NotUniformError as fault:
             for domain in fault.domains:
                 domains.freeze(domain, str(fault))
     raise AssertionError("every round freezes a domain")
@@ -204,20 +200,32 @@ def _rows(a: Indices, axes: Sequence[int]) -> Indices:
     return a.transpose([*rest, *axes]).reshape(-1, a.shape[axes[-1]])
 
 
+def _joined_fixed(parts: Sequence[Tree]) -> list[Tree]:
+    """Neighbouring fixed stretches as one."""
+    joined: list[Tree] = []
+    for part in parts:
+        before = joined[-1] if joined else None
+        if isinstance(part, Fixed) and isinstance(before, Fixed):
+            joined[-1] = Fixed(before.size + part.size)
+        else:
+            joined.append(part)
+    return joined
+
+
 def _zip(trees: Sequence[Tree], blamed: Sequence[int]) -> Tree:
     """Trees of equal form as one, with the domains at each place stacked along a new first axis."""
     first = trees[0]
     if isinstance(first, Fixed):
         if any(tree != first for tree in trees):
-            raise NotUniform(blamed, "units differ in what is fixed inside them")
+            raise NotUniformError(blamed, "units differ in what is fixed inside them")
         return first
     if isinstance(first, tuple):
         if any(not isinstance(tree, tuple) or len(tree) != len(first) for tree in trees):
-            raise NotUniform(blamed, "units differ in what lies inside them")
-        return tuple(_zip(parts, blamed) for parts in zip(*trees, strict=True))  # type: ignore[arg-type]
+            raise NotUniformError(blamed, "units differ in what lies inside them")
+        return tuple(_zip(parts, blamed) for parts in zip(*trees, strict=True))
     fibres = [tree for tree in trees if isinstance(tree, Fibre) and (tree.inner is None) == (first.inner is None)]
     if len(fibres) < len(trees):
-        raise NotUniform(blamed, "units differ in what lies inside them")
+        raise NotUniformError(blamed, "units differ in what lies inside them")
     inner = None if first.inner is None else _zip([fibre.inner for fibre in fibres if fibre.inner is not None], blamed)
     return Fibre(np.stack([fibre.domains for fibre in fibres]), inner)
 

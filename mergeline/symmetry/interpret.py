@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 from mergeline.errors import InputError
 from mergeline.symmetry.contraction import Record
 from mergeline.symmetry.domains import Domains
-from mergeline.symmetry.labels import FIXED, AbstractTensor, Unsupported, constant, fixed, of_data
+from mergeline.symmetry.labels import AbstractTensor, UnsupportedError, constant, fixed, of_data
 from mergeline.symmetry.primitives import freeze_all, pointwise
 from mergeline.symmetry.rules import Call, Parameter, find_rule, labelled
 from mergeline.symmetry.trace import Trace, is_mutable, is_pointwise, operation
@@ -66,6 +66,7 @@ class _Walk:
             if node.op == "call_function":
                 value = self._call(node) if node in self.trace.live else None
             elif node.op == "output":
+                self.domains.node = ""
                 for x in _tensors(self._read(node.args)):
                     freeze_all(labelled(x), "reaches an output of the model")
                 continue
@@ -120,30 +121,47 @@ class _Walk:
         if node.target is operator.getitem:
             source, index = self._read(node.args)
             return source[index]
-        name, value = operation(node), node.meta.get("val")
+        value = node.meta.get("val")
+        outputs = list(value) if isinstance(value, tuple | list) else [value]
+        several = isinstance(value, tuple | list)
         arguments = self._arguments(node)
         operands = _tensors(arguments)
-        outputs = list(value) if isinstance(value, tuple | list) else [value]
         if not any(isinstance(output, Tensor) for output in outputs):
-            if name not in METADATA and not name.startswith(("_assert", "sym_constrain")):
-                for x in operands:
-                    freeze_all(labelled(x), f"{name} makes numbers of values")
-            return [_number(output) for output in outputs] if isinstance(value, tuple | list) else _number(value)
-        shapes = tuple(_shape(output) if isinstance(output, Tensor) else None for output in outputs)
-        used = frozenset(user.args[1] for user in node.users if user.target is operator.getitem and user in self.trace.live)
-        call = Call(name.removesuffix("_") if is_mutable(node) else name, self.domains.node, shapes, used, self.domains, self.record)  # type: ignore[arg-type]
+            self._freeze_for_numbers(node, operands)
+            return [_number(output) for output in outputs] if several else _number(value)
+        call = self._described(node, outputs)
         try:
             result = self._apply_rule(node, call, arguments, operands)
             _check_shapes(call, result)
-        except Unsupported as fault:
+        except UnsupportedError as fault:
             result = self._unknown(call, operands, str(fault))
-        if not isinstance(value, tuple | list) and isinstance(result, tuple):
+        if isinstance(result, tuple) and not several:
             result = result[0]
         if any(isinstance(x, AbstractTensor) and x.activation for x in operands):
             result = _as_activation(result)
         if is_mutable(node):
             self.environment[node.args[0]] = replace(result, node=self.domains.node)  # type: ignore[index]
         return result
+
+    def _described(self, node: Node, outputs: Sequence[Any]) -> Call:
+        """The operation as its rule sees it."""
+        name = operation(node)
+        readers = [user.args[1] for user in node.users if user.target is operator.getitem and user in self.trace.live]
+        return Call(
+            name.removesuffix("_") if is_mutable(node) else name,
+            self.domains.node,
+            tuple(_shape(output) if isinstance(output, Tensor) else None for output in outputs),
+            frozenset(index for index in readers if isinstance(index, int)),
+            self.domains,
+            self.record,
+        )
+
+    def _freeze_for_numbers(self, node: Node, operands: Sequence[AbstractTensor | Parameter]) -> None:
+        """Numbers that are made of values (not of shapes) may steer anything: the values must stay as they are."""
+        name = operation(node)
+        if name not in METADATA and not name.startswith(("_assert", "sym_constrain")):
+            for x in operands:
+                freeze_all(labelled(x), f"{name} makes numbers of values")
 
     def _arguments(self, node: Node) -> dict[str, Any]:
         """Arguments by name, defaults included; the first tensor (`self` or `input`) is `x`."""
@@ -169,7 +187,7 @@ class _Walk:
             return pointwise(tensors) if tensors else constant(self.domains, call.shape)
         if not tensors:
             return tuple(fixed(self.domains, shape or (), activation=False) for shape in call.shapes)
-        raise Unsupported("no rule")
+        raise UnsupportedError("no rule")
 
     def _unknown(self, call: Call, operands: Sequence[AbstractTensor | Parameter], reason: str) -> Any:
         """Freeze what an operation reads, report it, and let nothing move in what it gives."""
@@ -203,7 +221,9 @@ def _labelled(value: Any) -> Any:
 
 def _as_activation(result: Any) -> Any:
     if isinstance(result, AbstractTensor):
-        return replace(result, activation=True, sources=(frozenset(),) * result.ndim) if not result.activation else result
+        return (
+            replace(result, activation=True, sources=(frozenset(),) * result.ndim) if not result.activation else result
+        )
     return tuple(_as_activation(item) for item in result) if isinstance(result, tuple) else result
 
 
@@ -211,7 +231,7 @@ def _check_shapes(call: Call, result: Any) -> None:
     results = result if isinstance(result, tuple) else (result,)
     for found, expected in zip(results, call.shapes, strict=False):
         if isinstance(found, AbstractTensor) and found.shape != expected:
-            raise Unsupported(f"its rule gives the shape {list(found.shape)} for {list(expected or ())}")
+            raise UnsupportedError(f"its rule gives the shape {list(found.shape)} for {list(expected or ())}")
 
 
 def _shape(value: Tensor) -> tuple[int, ...]:

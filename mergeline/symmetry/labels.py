@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mergeline.symmetry.domains import NONE, Axis, Domains, Indices, Sum
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """A rule met a case that it does not know: its operands must be frozen."""
 
 
@@ -47,11 +47,17 @@ class Level:
         """The level of a tensor whose data was moved by the same function."""
         return Level(function(self.domain), function(self.slot), self._members)
 
+    def broadcast(self, shape: Sequence[int]) -> Level:
+        """The level with the extents of `shape`."""
+        return Level(np.broadcast_to(self.domain, shape), np.broadcast_to(self.slot, shape), self._members)
+
+    def take(self, index: int, axis: int) -> Level:
+        """The level at one index of an axis, which keeps extent 1."""
+        return Level(np.take(self.domain, [index], axis), np.take(self.slot, [index], axis), self._members)
+
     def same_as(self, other: Level) -> bool:
         """Whether both say the same, position by position."""
-        return self is other or (
-            np.array_equal(self.domain, other.domain) and np.array_equal(self.slot, other.slot)
-        )
+        return self is other or (np.array_equal(self.domain, other.domain) and np.array_equal(self.slot, other.slot))
 
 
 Label = tuple[Level, ...] | None
@@ -89,7 +95,7 @@ def extents(label: Sequence[Level]) -> tuple[int, ...]:
 
 def spread(label: Sequence[Level], shape: Sequence[int]) -> list[Level]:
     """All levels with the same full shape."""
-    return [level.move(lambda a: np.broadcast_to(a, shape)) for level in label]
+    return [level.broadcast(shape) for level in label]
 
 
 def resolve(domains: Domains, label: Label) -> Label:
@@ -163,9 +169,9 @@ def shrink(label: Label, axis: int) -> Label:
         return label
     levels = spread(label, shape)
     for j in wide:
-        first = [level.move(lambda a, j=j: np.take(a, [0], j)) for level in levels]
+        first = [level.take(0, j) for level in levels]
         if all((a.domain == b.domain).all() and (a.slot == b.slot).all() for a, b in zip(first, levels, strict=True)):
-            levels = [Level(level.domain, level.slot) for level in first]
+            levels = first
     return tuple(levels)
 
 
@@ -253,7 +259,5 @@ def constant(domains: Domains, shape: Sequence[int]) -> AbstractTensor:
 
 def of_data(domains: Domains, data: NDArray[Any]) -> AbstractTensor:
     """A tensor of numbers that belong to the model's code: fixed, except where it does not vary."""
-    labels = tuple(
-        CONSTANT if bool((data == np.take(data, [0], axis)).all()) else FIXED for axis in range(data.ndim)
-    )
+    labels = tuple(CONSTANT if bool((data == np.take(data, [0], axis)).all()) else FIXED for axis in range(data.ndim))
     return AbstractTensor(domains, data.shape, labels)

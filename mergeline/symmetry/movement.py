@@ -19,7 +19,7 @@ from mergeline.symmetry.labels import (
     AbstractTensor,
     Label,
     Level,
-    Unsupported,
+    UnsupportedError,
     compress,
     fresh_level,
     fresh_levels,
@@ -172,7 +172,7 @@ def _joined(parts: Sequence[Label], widths: Sequence[int], axis: int, j: int, nd
         for label, width in zip(parts, widths, strict=True):
             target = [*shape[:axis], width, *shape[axis + 1 :]]
             if label and depth < len(label):
-                pieces.append(label[depth].move(lambda a, target=target: np.broadcast_to(a, target)))
+                pieces.append(label[depth].broadcast(target))
             else:
                 pieces.append(Level(np.full(target, NONE), np.zeros(target, dtype=np.int64)))
         levels.append(
@@ -189,15 +189,13 @@ def merge(x: AbstractTensor, axis: int) -> AbstractTensor:
     outer, inner = x.shape[axis : axis + 2]
     x = tie(x, axis, axis + 1)
     first, second = x.labels[axis], x.labels[axis + 1]
-    if first is CONSTANT and second is CONSTANT:
-        merged = CONSTANT
-    else:
-        if first is CONSTANT and outer > 1:
-            first = (fresh_level(x.domains, outer, axis, x.ndim),)
-        if second is CONSTANT and inner > 1:
-            # The copies inside each outer unit may change places among themselves.
-            second = (fresh_levels(x.domains, inner, axis + 1, axis, outer, x.ndim),)
-        merged = (*(first or ()), *(second or ()))
+    constant = first is CONSTANT and second is CONSTANT
+    if first is CONSTANT and outer > 1:
+        first = (fresh_level(x.domains, outer, axis, x.ndim),)
+    if second is CONSTANT and inner > 1:
+        # Copies inside one outer unit may change places among themselves.
+        copies = fresh_levels(x.domains, inner, axis + 1, axis, outer, x.ndim) if first else None
+        second = (copies or fresh_level(x.domains, inner, axis + 1, x.ndim),)
 
     def flatten(a: Indices, always: bool = False) -> Indices:
         shape = [*a.shape]
@@ -208,8 +206,8 @@ def merge(x: AbstractTensor, axis: int) -> AbstractTensor:
         return a.reshape([*shape[:axis], outer * inner if wide else 1, *shape[axis + 2 :]])
 
     labels = [move(label, flatten) for label in x.labels]
-    if merged is not CONSTANT:
-        merged = shrink(compress([level.move(lambda a: flatten(a, always=True)) for level in merged]), axis)
+    levels = [level.move(lambda a: flatten(a, always=True)) for level in (*(first or ()), *(second or ()))]
+    merged = CONSTANT if constant else shrink(compress(levels), axis)
     return AbstractTensor(
         x.domains,
         (*x.shape[:axis], outer * inner, *x.shape[axis + 2 :]),
@@ -251,7 +249,7 @@ def _outer_and_inner(label: Sequence[Level], axis: int) -> tuple[Label, Label]:
     """The levels of a split axis that move whole blocks (constant inside each block), and those that move inside."""
     outer, inner = [], []
     for level in label:
-        head = level.move(lambda a: np.take(a, [0], axis + 1))
+        head = level.take(0, axis + 1)
         whole = ((level.domain == head.domain) & (level.slot == head.slot)).all(axis + 1, keepdims=True)
         outer.append(Level(np.where(whole, head.domain, NONE), np.where(whole, head.slot, 0)))
         inner.append(Level(np.where(whole, NONE, level.domain), np.where(whole, 0, level.slot)))
@@ -262,7 +260,7 @@ def view(x: AbstractTensor, shape: Sequence[int]) -> AbstractTensor:
     """The same elements in order under another shape, by merging and splitting the smallest groups of axes."""
     shape = tuple(shape)
     if math.prod(shape) != math.prod(x.shape) or 0 in shape:
-        raise Unsupported(f"a view of {list(x.shape)} as {list(shape)}")
+        raise UnsupportedError(f"a view of {list(x.shape)} as {list(shape)}")
     target = [n for n in shape if n != 1]
     x = squeeze(x, range(x.ndim)) if x.ndim else x
     axis = place = 0

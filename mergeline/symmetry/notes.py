@@ -9,7 +9,7 @@ import numpy as np
 from mergeline.symmetry.domains import Domains
 from mergeline.symmetry.interpret import Interpretation
 from mergeline.symmetry.labels import AbstractTensor
-from mergeline.symmetry.layout import Fixed, Layout
+from mergeline.symmetry.layout import Layout
 from mergeline.symmetry.rules.convolution import KERNEL
 
 SHOWN = 6

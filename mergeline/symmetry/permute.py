@@ -7,7 +7,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mergeline.symmetry.layout import Blocks, Fixed, Layout, Segments, Units, extent, factors, families_of, width
+from mergeline.symmetry.layout import (
+    Blocks,
+    Fixed,
+    Layout,
+    Segments,
+    Units,
+    extent,
+    factors,
+    families_of,
+    is_fixed_name,
+    width,
+)
 from mergeline.symmetry.symmetry import ParameterLayout, Symmetry
 
 Permutations = Mapping[str, Tensor]
@@ -41,13 +52,24 @@ def gather_index(
             return torch.cat(pieces, dim=-1)
 
 
+def group_index(path: Sequence[str], symmetry: Symmetry, permutations: Permutations) -> Tensor:
+    """Old unit at each new place of a group, int64 [units], for units along a path of families, outer to inner."""
+    layout: Layout = Units(path[-1])
+    for family in reversed(path[:-1]):
+        layout = Blocks(family, layout)
+    return gather_index(layout, symmetry, permutations)
+
+
 def _family_index(family: str, symmetry: Symmetry, permutations: Permutations, enclosing: Sequence[str]) -> Tensor:
     """Permutation of a family with its `over` axes moved to their places among `enclosing` (innermost wins)."""
+    lead = [extent(name, symmetry.sizes) for name in enclosing]
+    if is_fixed_name(family):
+        size = extent(family, symmetry.sizes)
+        return torch.arange(size).expand(*lead, size)
     over = symmetry.families[family].over
     places = [max(i for i, name in enumerate(enclosing) if name == outer) for outer in over]
     order = sorted(range(len(over)), key=lambda i: places[i])
     index = permutations[family].permute(*order, len(over))
-    lead = [extent(name, symmetry.sizes) for name in enclosing]
     shape = [n if i in places else 1 for i, n in enumerate(lead)]
     return index.reshape(*shape, symmetry.sizes[family]).expand(*lead, symmetry.sizes[family])
 
@@ -57,10 +79,9 @@ def permute_tensor(
     layout: ParameterLayout,
     symmetry: Symmetry,
     permutations: Permutations,
-    keep: int | None = None,
 ) -> Tensor:
-    """The tensor in the new unit order; axis `keep` is left in its old order."""
-    moving = [dim for dim, axis in enumerate(layout.dims) if not isinstance(axis, Fixed) and dim != keep]
+    """The tensor in the new unit order."""
+    moving = [dim for dim, axis in enumerate(layout.dims) if not isinstance(axis, Fixed)]
     outer_dims = {dim: _outer_dims(layout, symmetry, dim) for dim in moving}
     for dim in sorted(moving, key=lambda dim: len(outer_dims[dim])):
         if outer_dims[dim]:
@@ -75,7 +96,9 @@ def _outer_dims(layout: ParameterLayout, symmetry: Symmetry, dim: int) -> list[i
     """Other axes of the tensor whose units choose the permutation of this axis (grouped convolutions, experts)."""
     own = set(families_of(layout.dims[dim]))
     needed = {outer for family in own for outer in symmetry.families[family].over} - own
-    return [j for j, axis in enumerate(layout.dims) if j != dim and needed & {str(part) for part in factors(axis) or ()}]
+    return [
+        j for j, axis in enumerate(layout.dims) if j != dim and needed & {str(part) for part in factors(axis) or ()}
+    ]
 
 
 def _gather_dependent(

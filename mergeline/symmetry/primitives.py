@@ -44,13 +44,12 @@ def tie(x: AbstractTensor, axis: int, along: int) -> AbstractTensor:
     if not label or extents(label)[along] == 1:
         return x.with_label(axis, label)
     levels = spread(label, extents(label))
-    first = tuple(level.move(lambda a: np.take(a, [0], along)) for level in levels)
+    first = tuple(level.take(0, along) for level in levels)
     # One comparison for each different slice: slices of many indices are mostly alike.
     table = np.stack([np.moveaxis(a, along, 0) for level in levels for a in (level.domain, level.slot)], axis=1)
     _, different = np.unique(table.reshape(len(table), -1), axis=0, return_index=True)
     for index in sorted(different.tolist()):
-        other = tuple(level.move(lambda a, index=index: np.take(a, [index], along)) for level in levels)
-        _unify_labels(x, first, other, axis)
+        _unify_labels(x, first, tuple(level.take(index, along) for level in levels), axis)
     return x.with_label(axis, shrink(resolve(x.domains, first), axis))
 
 
@@ -111,8 +110,7 @@ def pointwise(tensors: Sequence[AbstractTensor]) -> AbstractTensor:
         ()
         if activation
         else tuple(
-            frozenset().union(*[x.sources[axis] for x in tensors if x.shape[axis] == n])
-            for axis, n in enumerate(shape)
+            frozenset().union(*[x.sources[axis] for x in tensors if x.shape[axis] == n]) for axis, n in enumerate(shape)
         ),
         activation,
     )

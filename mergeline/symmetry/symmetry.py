@@ -103,6 +103,17 @@ class Symmetry:
         return {name: family.size for name, family in self.families.items()}
 
     @cached_property
+    def active(self) -> frozenset[str]:
+        """Families that some parameter writes or reads; others only label places, such as register tokens."""
+        return frozenset(
+            family
+            for layout in self.parameters.values()
+            for dim, role in zip(layout.dims, layout.roles, strict=True)
+            for family in families_of(dim)
+            if role not in ("", ELEMENTWISE)
+        )
+
+    @cached_property
     def groups(self) -> dict[str, UnitGroup]:
         """Unit groups by name, in the order in which the parameters mention them."""
         axes: dict[tuple[str, ...], list[Axis]] = {}
@@ -118,7 +129,8 @@ class Symmetry:
     def site_spans(self, site: Site) -> list[Span]:
         """The positions of a site's group in its activations. Raises InputError where they do not show it."""
         path = self.groups[site.group].structure
-        found = [span for span in joined_spans(dict(site.dims), self.families) if span.path == path]
+        spans_shown = joined_spans(dict(site.dims), self.families, self.active)
+        found = [span for span in spans_shown if span.path == path]
         if not found:
             raise InputError(f"symmetry: the activations '{site.node}' do not show the group '{site.group}'")
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -20,7 +20,7 @@ def to_yaml(symmetry: Symmetry) -> str:
         "sites": [_site(site) for site in symmetry.sites],
         "notes": symmetry.notes,
     }
-    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=120)
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=1 << 20)
 
 
 def from_yaml(text: str) -> Symmetry:
@@ -46,47 +46,34 @@ def from_yaml(text: str) -> Symmetry:
     return Symmetry(families, parameters, sites, notes)
 
 
-def _family(family: Family) -> dict[str, Any]:
-    return {"size": family.size, **({"over": list(family.over)} if family.over else {})}
+class _Line(dict[str, Any]):
+    """A mapping that is written on one line."""
 
 
-def _parameter(layout: ParameterLayout) -> dict[str, Any]:
-    entry: dict[str, Any] = {"dims": [str(dim) for dim in layout.dims], "roles": list(layout.roles)}
-    return {**entry, "tied": list(layout.tied)} if layout.tied else entry
+def _family(family: Family) -> _Line:
+    return _Line(size=family.size, **({"over": list(family.over)} if family.over else {}))
 
 
-def _site(site: Site) -> dict[str, Any]:
+def _parameter(layout: ParameterLayout) -> _Line:
+    entry = _Line(dims=[str(dim) for dim in layout.dims], roles=list(layout.roles))
+    return _Line(entry, tied=list(layout.tied)) if layout.tied else entry
+
+
+def _site(site: Site) -> _Line:
     dims = {dim: str(layout) for dim, layout in site.dims}
-    return {"group": site.group, "node": site.node, "dims": dims, site.kind: site.at}
+    return _Line({"group": site.group, "node": site.node, "dims": dims, site.kind: site.at})
 
 
 def _read_site(entry: dict[str, Any]) -> Site:
     dims = tuple((int(dim), parse(layout)) for dim, layout in entry["dims"].items())
-    kind = "use" if "use" in entry else "def"
-    return Site(entry["group"], entry["node"], dims, kind, entry[kind])  # type: ignore[arg-type]
+    kind: Literal["use", "def"] = "use" if "use" in entry else "def"
+    return Site(entry["group"], entry["node"], dims, kind, entry[kind])
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists and mappings of scalars on one line."""
+    """Entries on one line, sections over many."""
 
 
-def _is_scalar(item: object) -> bool:
-    return isinstance(item, str | int)
-
-
-def _represent_list(dumper: yaml.SafeDumper, items: list[object]) -> yaml.Node:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=all(map(_is_scalar, items)))
-
-
-def _represent_dict(dumper: yaml.SafeDumper, items: dict[object, object]) -> yaml.Node:
-    small = all(_is_scalar(item) or isinstance(item, list) or _is_site_dims(item) for item in items.values())
-    short = bool(items) and small and len(items) <= 4 and not any(isinstance(v, str) and len(v) > 200 for v in items.values())
-    return dumper.represent_mapping("tag:yaml.org,2002:map", items, flow_style=short)
-
-
-def _is_site_dims(item: object) -> bool:
-    return isinstance(item, dict) and all(isinstance(dim, int) for dim in item)
-
-
-_Dumper.add_representer(list, _represent_list)
-_Dumper.add_representer(dict, _represent_dict)
+_Dumper.add_representer(
+    _Line, lambda dumper, line: dumper.represent_mapping("tag:yaml.org,2002:map", line, flow_style=True)
+)

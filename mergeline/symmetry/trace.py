@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
 from mergeline.errors import InputError
@@ -78,7 +78,7 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
             ) from fault
         if any(_needs_functional(node) for node in program.graph.nodes):
             program = program.run_decompositions({})
-    return Trace(program, _names(program))
+    return Trace(program, node_names(program.graph))
 
 
 def arguments(example_inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -167,22 +167,19 @@ def _needs_functional(node: Node) -> bool:
     return _may_share_memory(target) or any(_may_share_memory(user) for user in target.users)
 
 
-def _names(program: ExportedProgram) -> dict[Node, str]:
+def node_names(graph: Graph) -> dict[Node, str]:
     """A stable name for every operation: path of its submodule, operation, and a number where that repeats."""
     counts: Counter[str] = Counter()
     names: dict[Node, str] = {}
-    for node in program.graph.nodes:
+    for node in graph.nodes:
         if node.op != "call_function":
             names[node] = node.name
-            continue
-        if node.target is operator.getitem:
-            source, index = node.args
-            assert isinstance(source, Node)
-            names[node] = f"{names[source]}[{index}]"
-            continue
-        stack = node.meta.get("nn_module_stack")
-        path = next(reversed(stack.values()))[0] if stack else ""
-        name = ".".join(part for part in (path, operation(node)) if part and not part.startswith("_empty_nn_module"))
-        counts[name] += 1
-        names[node] = name if counts[name] == 1 else f"{name}#{counts[name]}"
+        elif node.target is operator.getitem:
+            names[node] = f"{names[node.args[0]]}[{node.args[1]}]"
+        else:
+            stack = node.meta.get("nn_module_stack")
+            path = next(reversed(stack.values()))[0] if stack else ""
+            name = f"{path}.{operation(node)}" if path and not path.startswith("_empty_nn_module") else operation(node)
+            counts[name] += 1
+            names[node] = name if counts[name] == 1 else f"{name}#{counts[name]}"
     return names

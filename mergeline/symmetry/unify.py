@@ -16,7 +16,7 @@ from operator import itemgetter
 import numpy as np
 
 from mergeline.symmetry.domains import NONE, Domains
-from mergeline.symmetry.labels import Level, Unsupported, resolve
+from mergeline.symmetry.labels import Level, UnsupportedError, resolve
 
 Row = Sequence[Level]
 """A label with arrays of one dimension."""
@@ -87,13 +87,14 @@ def unify(domains: Domains, a: Row, b: Row) -> None:
         if _freeze_irregular(domains, left + right) or _cut_at_common_edges(domains, left, right):
             continue
         pairs = list(_overlaps(left, right))
-        if any([_match(domains, a, b, x, y, where) for x, y, where in pairs]):
+        changes = [_match(domains, a, b, x, y, where) for x, y, where in pairs]
+        if any(changes):
             continue
         before = domains.version
         _unify_inside(domains, a[1:], b[1:], [(x, where) for x, _, where in pairs])
         if domains.version == before:
             return
-    raise Unsupported("labels that do not come to agree")
+    raise UnsupportedError("labels that do not come to agree")
 
 
 def _freeze_irregular(domains: Domains, found: Sequence[Region]) -> bool:
@@ -192,7 +193,7 @@ def cut(domains: Domains, row: Row, position: int) -> None:
                 domains.freeze(region.domain, "units that are not in order are cut")
             else:
                 _cut_region(domains, region, [position])
-    raise Unsupported("a cut that does not come to an end")
+    raise UnsupportedError("a cut that does not come to an end")
 
 
 def prepare_split(domains: Domains, row: Row, block: int) -> None:
@@ -201,7 +202,7 @@ def prepare_split(domains: Domains, row: Row, block: int) -> None:
         row = resolve(domains, tuple(row)) or ()
         if not row or not _refine_for_blocks(domains, row, 0, block):
             return
-    raise Unsupported("a view that does not come to an end")
+    raise UnsupportedError("a view that does not come to an end")
 
 
 def _refine_for_blocks(domains: Domains, row: Row, base: int, block: int) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mergeline.errors import InputError
-from mergeline.symmetry.layout import Layout, Units, extent, factors, terms, width
+from mergeline.symmetry.layout import Layout, Units, extent, factors, families_of, terms, width
 
 
 @dataclass(frozen=True)
@@ -60,25 +60,26 @@ def spans(dims: Mapping[int, Layout], families: Mapping[str, Family]) -> Iterato
             yield Span(tuple(path), tuple(places), term.start, term.width)
 
 
-def joined_spans(dims: Mapping[int, Layout], families: Mapping[str, Family]) -> Iterator[Span]:
+def joined_spans(dims: Mapping[int, Layout], families: Mapping[str, Family], units: Set[str]) -> Iterator[Span]:
     """All units that activations show, each with the units of all other axes joined to it as outer units.
 
     Rows of activations are compared across models, so an axis on which units may move cannot count rows: in
     [batch, heads, tokens, inner] the units are heads * inner. Left out where another axis holds several kinds of units.
+    units: the families whose units are told apart by what they do; others (register tokens) may count rows.
     """
     sizes = {name: family.size for name, family in families.items()}
     for span in spans(dims, families):
         outer: list[tuple[str, tuple[int, int]]] = []
         for dim, layout in dims.items():
-            parts = factors(layout)
-            if dim == span.dim:
+            if dim == span.dim or not units & set(families_of(layout)):
                 continue
+            parts = factors(layout)
             if parts is None:
                 break
             outer += [
                 (part.family, (dim, math.prod(width(rest, sizes) for rest in parts[k + 1 :])))
                 for k, part in enumerate(parts)
-                if isinstance(part, Units)
+                if isinstance(part, Units) and part.family in units
             ]
         else:
             own = [k for k, place in enumerate(span.places) if place[0] == span.dim]

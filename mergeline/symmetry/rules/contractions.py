@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from string import ascii_lowercase as letters
 
 from mergeline.symmetry.contraction import einsum
-from mergeline.symmetry.labels import FIXED, AbstractTensor, Unsupported
+from mergeline.symmetry.labels import FIXED, AbstractTensor, UnsupportedError
 from mergeline.symmetry.movement import expand, merge, unsqueeze
 from mergeline.symmetry.primitives import drop, freeze, normalise, pointwise, tie_all
 from mergeline.symmetry.rules.table import Call, rule
@@ -65,7 +65,7 @@ def einstein(call: Call, equation: str, tensors: Sequence[AbstractTensor]) -> Ab
     """Written out; diagonals and ellipses are not known."""
     terms = equation.replace(" ", "").partition("->")[0].split(",")
     if "." in equation or "->" not in equation or any(len(set(term)) < len(term) for term in terms):
-        raise Unsupported(f"einsum '{equation}'")
+        raise UnsupportedError(f"einsum '{equation}'")
     return einsum(equation, tensors, call.record, call.node)
 
 
@@ -118,7 +118,7 @@ def grouped_matmul(
     """Rows sorted by expert, each times its expert's matrix: which expert is which is data; the rest is a product."""
     weight = mat2 or weight
     if weight is None or weight.ndim != 3 or x.ndim != 2:
-        raise Unsupported("grouped products of other shapes")
+        raise UnsupportedError("grouped products of other shapes")
     x = tie_all(freeze(x, 0, "rows sorted by expert"), 0)
     weight = drop(tie_all(freeze(weight, 0, "experts are chosen by data"), 0), 0)
     result = einsum("tk,kn->tn", [x, weight], call.record, call.node)

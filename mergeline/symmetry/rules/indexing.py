@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mergeline.symmetry.labels import CONSTANT, FIXED, AbstractTensor, Label, Unsupported, move
+from mergeline.symmetry.labels import FIXED, AbstractTensor, Label, UnsupportedError, move
 from mergeline.symmetry.movement import expand, slice_axis, unsqueeze
 from mergeline.symmetry.primitives import drop, freeze, freeze_all, pointwise, tie_all
 from mergeline.symmetry.rules.table import Call, rule
@@ -50,7 +50,7 @@ def index(call: Call, x: AbstractTensor, indices: Sequence[AbstractTensor | None
     indexed = {axis: freeze_all(t, "used as an index") for axis, t in enumerate(indices) if t is not None}
     common = np.broadcast_shapes(*[t.shape for t in indexed.values()])
     if x.ndim - len(indexed) + len(common) != len(call.shape):
-        raise Unsupported("a mask over several axes")
+        raise UnsupportedError("a mask over several axes")
     for axis in indexed:
         x = tie_all(freeze(x, axis, "looked up by index"), axis)
     axes = sorted(indexed)
@@ -84,7 +84,7 @@ def index_put(
 ) -> AbstractTensor:
     """Leading axes written at indexed places: they are fixed, the axes behind them pass."""
     if any(t is None for t in indices):
-        raise Unsupported("only some leading axes are indexed")
+        raise UnsupportedError("only some leading axes are indexed")
     count = len(indices)
     for t in indices:
         freeze_all(t, "used as an index")  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mergeline.symmetry import movement
-from mergeline.symmetry.labels import CONSTANT, FIXED, AbstractTensor, Unsupported, constant
+from mergeline.symmetry.labels import CONSTANT, FIXED, AbstractTensor, UnsupportedError, constant
 from mergeline.symmetry.movement import concatenate, expand, merge, select, slice_axis, unsqueeze, view
 from mergeline.symmetry.primitives import freeze, tie_all, with_ndim
 from mergeline.symmetry.rules.reductions import axes_of
@@ -19,7 +19,9 @@ def permute(call: Call, x: AbstractTensor, dims: Sequence[int]) -> AbstractTenso
 
 
 @rule("transpose", "swapaxes", "swapdims")
-def transpose(call: Call, x: AbstractTensor, dim0: int = 0, dim1: int = 0, axis0: int = 0, axis1: int = 0) -> AbstractTensor:
+def transpose(
+    call: Call, x: AbstractTensor, dim0: int = 0, dim1: int = 0, axis0: int = 0, axis1: int = 0
+) -> AbstractTensor:
     """Two axes change places."""
     first, second = dim0 or axis0, dim1 or axis1
     order = list(range(x.ndim))
@@ -72,15 +74,13 @@ def broadcast_together(call: Call, tensors: Sequence[AbstractTensor]) -> object:
 
 
 @rule("repeat", "tile")
-def repeat(
-    call: Call, x: AbstractTensor, repeats: Sequence[int] = (), dims: Sequence[int] = ()
-) -> AbstractTensor:
+def repeat(call: Call, x: AbstractTensor, repeats: Sequence[int] = (), dims: Sequence[int] = ()) -> AbstractTensor:
     """Whole copies one after the other: copies may change places, and all move alike inside."""
     counts = list(repeats or dims)
     counts = [1] * (x.ndim - len(counts)) + counts
     x = with_ndim(x, len(counts))
     if 0 in counts:
-        raise Unsupported("no copies")
+        raise UnsupportedError("no copies")
     for axis, count in enumerate(counts):
         if count > 1 and x.shape[axis] == 1:
             x = expand(x, [count if j == axis else -1 for j in range(x.ndim)])
@@ -93,7 +93,7 @@ def repeat(
 def repeat_interleave(call: Call, x: AbstractTensor, repeats: object, dim: int | None = None) -> AbstractTensor:
     """Every element repeated in place: copies of one unit may change places among themselves."""
     if not isinstance(repeats, int) or dim is None:
-        raise Unsupported("copies counted by a tensor")
+        raise UnsupportedError("copies counted by a tensor")
     dim %= x.ndim
     return merge(_copies(x, dim + 1, repeats), dim)
 
@@ -169,7 +169,7 @@ def slice_scatter(
 ) -> AbstractTensor:
     """A stretch of an axis replaced: what stands before, the new, what stands after."""
     if step != 1:
-        raise Unsupported("a slice with steps is replaced")
+        raise UnsupportedError("a slice with steps is replaced")
     dim %= x.ndim
     n = x.shape[dim]
     first, last, _ = slice(start, end).indices(n)

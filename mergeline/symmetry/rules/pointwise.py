@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mergeline.symmetry import primitives
-from mergeline.symmetry.labels import AbstractTensor, Unsupported
+from mergeline.symmetry.labels import AbstractTensor, UnsupportedError
 from mergeline.symmetry.movement import expand, slice_axis, view
 from mergeline.symmetry.primitives import with_ndim
 from mergeline.symmetry.rules.table import Call, rule
@@ -24,7 +24,7 @@ def same(call: Call, x: AbstractTensor) -> AbstractTensor:
 def dropout(call: Call, x: AbstractTensor, train: bool | None = False) -> object:
     """The identity in evaluation; noise in training knows no units."""
     if train:
-        raise Unsupported("dropout in training mode")
+        raise UnsupportedError("dropout in training mode")
     return call.first(replace(x, node=""))
 
 
@@ -50,7 +50,7 @@ def binary(call: Call, x: AbstractTensor, other: object) -> AbstractTensor:
 def where(call: Call, condition: AbstractTensor, x: object = None, other: object = None) -> AbstractTensor:
     """Chooses between two values at each place."""
     if x is None or other is None:
-        raise Unsupported("positions as values")
+        raise UnsupportedError("positions as values")
     return primitives.pointwise([t for t in (condition, x, other) if isinstance(t, AbstractTensor)])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mergeline.symmetry.contraction import einsum
-from mergeline.symmetry.labels import FIXED, AbstractTensor, Unsupported
+from mergeline.symmetry.labels import FIXED, AbstractTensor, UnsupportedError
 from mergeline.symmetry.movement import concatenate, select, slice_axis, unsqueeze
 from mergeline.symmetry.primitives import drop, freeze, pointwise, tie_all
 from mergeline.symmetry.rules.table import Call, rule
@@ -86,7 +86,7 @@ def recurrent_layers(
     states = [hx] if isinstance(hx, AbstractTensor) else list(hx)
     directions, count = (2 if bidirectional else 1), (4 if has_biases else 2)
     if batch_first is None or x.ndim != 3 or len(params) != count * directions * num_layers:
-        raise Unsupported("packed sequences, single sequences or projected states")
+        raise UnsupportedError("packed sequences, single sequences or projected states")
     cell: Cell = {"lstm": _lstm, "gru": _gru}.get(call.name, _plain)
     time = 1 if batch_first else 0
     x = tie_all(freeze(x, time, "time is in order"), time)

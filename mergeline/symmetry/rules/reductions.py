@@ -35,7 +35,9 @@ def reductions(call: Call, x: AbstractTensor, dim: Dims = None, keepdim: bool = 
 
 
 @rule("max", "min", "median", "nanmedian")
-def extreme(call: Call, x: AbstractTensor, dim: int | None = None, keepdim: bool = False, other: object = None) -> object:
+def extreme(
+    call: Call, x: AbstractTensor, dim: int | None = None, keepdim: bool = False, other: object = None
+) -> object:
     """The value is symmetric along the axis, the index of the place is not; with `other`, pointwise."""
     if isinstance(other, AbstractTensor):
         return pointwise([x, other])

@@ -2,7 +2,7 @@
 
 A rule takes a `Call` and those arguments of the operation, by the names of its schema, that matter to symmetry (the
 first argument, `self` or `input` in schemas, is `x`); tensors come as `AbstractTensor`. It returns the abstract result
-(a tuple for several outputs), built from the primitives, and raises `Unsupported` for cases that it does not know.
+(a tuple for several outputs), built from the primitives, and raises `UnsupportedError` for cases that it does not know.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mergeline.symmetry.labels import (
     AbstractTensor,
     Label,
     Level,
-    Unsupported,
+    UnsupportedError,
     fresh_level,
     fresh_levels,
 )
@@ -53,7 +53,7 @@ class Call:
     def first(self, result: AbstractTensor) -> AbstractTensor | tuple[AbstractTensor | None, ...]:
         """The outputs of an operation of which only the first is understood."""
         if self.used - {0}:
-            raise Unsupported("an output other than the first is used")
+            raise UnsupportedError("an output other than the first is used")
         return result if len(self.shapes) == 1 else (result, *([None] * (len(self.shapes) - 1)))
 
 
