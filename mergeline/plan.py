@@ -60,6 +60,7 @@ class Calibration(_Section):
 
     dataset: str
     split: str = "calibration"
+    where: dict[str, str] = Field(default={}, description="keep the rows whose columns have these values")
     batch_size: int = Field(default=100, gt=0)
 
 
@@ -185,12 +186,12 @@ def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
         raise PlanError([f"{path}: not valid YAML: {' '.join(str(fault).split())}"]) from fault
     if not isinstance(raw, dict):
         raise PlanError([f"{path}: a plan is a mapping of sections (checkpoints, architecture, merge, ...)"])
-    faults = [fault for override in overrides if (fault := _override(raw, override))]
+    faults = [wrong for override in overrides if (wrong := _override(raw, override))]
     plan = None
     try:
         plan = Plan.model_validate(raw)
     except ValidationError as error:
-        faults += [f"{path}: {_sentence(fault)}" for fault in error.errors()]
+        faults += [f"{path}: {_sentence(details)}" for details in error.errors()]
     faults += [f"{path}: {fault}" for fault in reference_faults(raw)]
     if faults or plan is None:
         raise PlanError(faults)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from mergeline.errors import InputError, nearest
-from mergeline.merging import registry
 
 
 def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
@@ -103,14 +102,16 @@ def _task_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iter
 def _merge_faults(merge: Any, checkpoints: list[dict[str, Any]]) -> Iterator[str]:
     if not isinstance(merge, dict):
         return
+    from mergeline.merging import registry  # imports torch
+
     options = {key: value for key, value in merge.items() if key not in ("method", "onto", "out_dtype")}
     try:
         method = registry.get(str(merge.get("method", "pcb")))
     except InputError as fault:
         yield f"merge.method: {fault}"
         return
-    for fault in method.option_faults(options):
-        yield f"merge.{fault}"
+    for name, sentence in method.option_faults(options).items():
+        yield f"merge.{name}: {sentence}"
     if method.needs_base:
         bases = _base_names(checkpoints)
         for i, entry in enumerate(checkpoints):

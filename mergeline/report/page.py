@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from mergeline.comparison import RESULT, aligns
+from mergeline.comparison import RESULT
 from mergeline.plan import Plan
 from mergeline.report.result import Comparison
 from mergeline.report.table import markdown_table
@@ -16,14 +17,13 @@ class Facts:
     """What the stages found, for the report.
 
     digests: sha256 of every checkpoint. objective: mean matched similarity after each sweep; matched: the same for
-    each unit group at the end. kept: share of parameters per task model that survived the drop (empty: no drop).
+    each unit group at the end (both empty: nothing was aligned). coefficients: what the method's statistics say, or {}.
     """
 
     digests: Mapping[str, str]
     objective: Sequence[float]
     matched: Mapping[str, float]
-    kept: Mapping[str, float]
-    parameters: int
+    coefficients: Mapping[str, Any]
 
 
 def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str) -> str:
@@ -72,7 +72,7 @@ def _checkpoints(plan: Plan, facts: Facts) -> str:
 
 def _stages(plan: Plan, facts: Facts) -> str:
     lines = [f"- **Download**: {len(plan.checkpoints)} checkpoints, digests as above."]
-    if aligns(plan) and plan.align:
+    if facts.matched and plan.align:
         weakest = min(facts.matched, key=lambda group: facts.matched[group])
         sweeps = ", ".join(f"{value:.4f}" for value in facts.objective) or "no sweeps in activation space alone"
         lines += [
@@ -83,9 +83,10 @@ def _stages(plan: Plan, facts: Facts) -> str:
         ]
     else:
         lines.append("- **Alignment**: none needed, all task models share one base, or switched off.")
-    if facts.kept:
-        shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in facts.kept.items())
-        lines.append(f"- **PCB coefficients**: of {facts.parameters:,} parameters these take part: {shares}.")
+    if bounds := facts.coefficients.get("clip_high"):
+        pairs = zip(plan.task_models, bounds, facts.coefficients["threshold"], strict=True)
+        rows = "; ".join(f"{model.name} |tau| <= {bound:.2e}, score > {score:.2f}" for model, bound, score in pairs)
+        lines.append(f"- **PCB coefficients**: magnitudes are clipped and scores up to a threshold dropped: {rows}.")
     options = ", ".join(f"{key} {value}" for key, value in plan.merge.options.items())
     lines.append(f"- **Merge**: {plan.merge.method}{f' ({options})' if options else ''}, onto the {plan.merge.onto}.")
     lines.append(f"- **Evaluation**: {len(plan.tasks)} tasks.")

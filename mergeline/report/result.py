@@ -9,19 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mergeline.comparison import RESULT
 from mergeline.errors import InputError
-
-
-class Measured(BaseModel):
-    """An accuracy in 0..1 with its standard error over `count` examples."""
-
-    model_config = ConfigDict(frozen=True)
-
-    value: float
-    standard_error: float
-    count: int
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.1f} ± {100 * self.standard_error:.1f}"
+from mergeline.evaluation.score import Score
 
 
 class RowScores(BaseModel):
@@ -31,9 +19,9 @@ class RowScores(BaseModel):
 
     name: str
     label: str
-    tasks: dict[str, Measured]
-    mean: Measured
-    joint: Measured
+    tasks: dict[str, Score]
+    mean: Score
+    joint: Score
 
 
 class Comparison(BaseModel):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from mergeline.checkpoints.readers import open_checkpoint
 
 from mergeline.alignment.apply import merge_aligned
 from mergeline.alignment.solve import align
+from mergeline.checkpoints.readers import open_checkpoint
 from mergeline.similarity.activation import activation_similarity
 from mergeline.similarity.weight import group_similarity, weight_similarity
 from tests.alignment.mudsc import Case

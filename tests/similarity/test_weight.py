@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from mergeline.checkpoints.readers import open_checkpoint
 
 from mergeline.alignment.apply import apply_alignment
+from mergeline.checkpoints.readers import open_checkpoint
 from mergeline.errors import InputError
 from mergeline.models.resnet import resnet
 from mergeline.models.resnet_symmetry import resnet_symmetry

@@ -1,0 +1,53 @@
+# Every target sets up what it needs by itself: a virtual environment in .venv with pinned packages.
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+READY := $(VENV)/.ready
+DATA_READY := $(VENV)/.ready-data
+
+.DEFAULT_GOAL := help
+
+help: ## show what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+merge: $(READY) ## merge the checkpoints of params.yaml, evaluate, publish into data/merged; then show the result
+	@dvc repro --quiet
+	@python -m flows.show_result
+
+test: $(READY) ## run the tests
+	python -m pytest
+
+lint: $(READY) ## check style and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+ui: $(READY) ## start the Prefect server (http://127.0.0.1:4200) and MLflow (http://127.0.0.1:5000); Ctrl-C stops both
+	python -m flows.show_ui
+
+bench: $(READY) ## time the methods against plain baselines
+	python -m benchmarks.balancing
+
+data: $(DATA_READY) ## make the shipped data set again, from the hub or from Debian's package dataset-fashion-mnist
+	python -m flows.prepare_data
+
+zoo: data ## train the shipped checkpoints again (minutes)
+	python -m flows.train_zoo
+
+clean: ## remove caches and intermediate artifacts; the published result and the environment stay
+	rm -rf .store .prefect .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# pip's own byte-compiling is skipped and done in parallel: imports need it, and it is faster this way.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "mergeline needs Python 3.11 or newer; install one or say make PYTHON=/path/to/python3"; exit 1; }
+	@echo "setting up $(VENV) (a few minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[test]"
+	@python -m compileall -q -j2 $(VENV)/lib || true
+	@touch $@
+
+$(DATA_READY): $(READY)
+	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[data]"
+	@touch $@
+
+.PHONY: help merge test lint ui bench data zoo clean

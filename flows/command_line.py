@@ -1,0 +1,77 @@
+"""What flows share at the terminal: options, errors in one sentence, exit codes 0 (ok), 1 (failed), 2 (bad input)."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from flows.show_result import save_links, show
+from mergeline.errors import InputError
+
+if TYPE_CHECKING:
+    from mergeline.plan import Plan
+    from tasks.recording import Outcome
+
+
+def run(flow: Callable[[Plan], Outcome]) -> int:
+    """Parse the command line, load the plan, run the flow, show what came out."""
+    options = _parser().parse_args()
+    try:
+        from mergeline.plan import load_plan
+
+        plan = load_plan(options.params, options.set)
+        if options.plan:
+            _show_plan(plan)
+            return 0
+        quiet_prefect()
+        outcome = flow(plan)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Exception as error:
+        traceback.print_exc()
+        print(f"the run failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(
+            "look at its log with `make ui`; running the same command again resumes after the last stage that was done"
+        )
+        return 1
+    save_links(plan.output, outcome.recorded)
+    print(outcome.stages)
+    if not options.no_table:
+        show(plan.output)
+    return 0
+
+
+def _show_plan(plan: Plan) -> None:
+    """Say what a run would do."""
+    from mergeline.comparison import aligns, comparison_rows
+
+    print(f"{plan.name}: {len(plan.task_models)} task models, {len(plan.bases)} bases, {len(plan.tasks)} tasks")
+    if aligns(plan) and plan.align:
+        print(f"align {', '.join(plan.families[1:])} to {plan.families[0]} in {plan.align.space} space")
+    print(f"merge by {plan.merge.method} {plan.merge.options or ''}, publish into {plan.output}; rows of the table:")
+    for row in comparison_rows(plan):
+        print(f"  {row.label:<48} {row.kind} of {', '.join(row.members)}")
+
+
+def quiet_prefect() -> None:
+    """Leave the terminal to the progress bar and the table; Prefect's own log is in its pages."""
+    if "PREFECT_LOGGING_LEVEL" not in os.environ:
+        for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Merge the checkpoints of a plan, evaluate the result, publish it.")
+    parser.add_argument("--params", default="params.yaml", metavar="FILE", help="the plan (default: params.yaml)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override one field: merge.keep_ratio=0.2"
+    )
+    parser.add_argument("--plan", action="store_true", help="check the plan, say what would be done, and stop")
+    parser.add_argument("--no-table", action="store_true", help="do not print the result table")
+    return parser

@@ -1,0 +1,88 @@
+"""The main job: download, align, balance, merge, evaluate, publish. `python -m flows.merge_and_evaluate --help`"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from prefect import flow
+
+from mergeline.comparison import RESULT, aligns, comparison_rows
+from mergeline.plan import Align, Plan
+from mergeline.report.result import Comparison
+from tasks.activations import collect_activations
+from tasks.architecture import prove_symmetry
+from tasks.checkpoints import download_checkpoint
+from tasks.evaluation import evaluate
+from tasks.families import represent_family
+from tasks.job import Job
+from tasks.merging import has_coefficients, merge_models, pcb_coefficients
+from tasks.normalization import measure_normalization, reset_normalization
+from tasks.permutations import solve_permutations
+from tasks.progress import Progress
+from tasks.publishing import Made, publish_run
+from tasks.recording import Outcome, record_run
+from tasks.similarity import activation_similarity, weight_similarity
+from tasks.store import ArtifactRef
+
+
+@flow(name="merge-and-evaluate", flow_run_name="{plan.name}")
+def merge_and_evaluate(plan: Plan) -> Outcome:
+    """Download, align, balance, merge, evaluate, publish."""
+    job, progress = Job(plan), Progress()
+    sources = {spec.name: download_checkpoint.submit(**job.source(spec)) for spec in plan.checkpoints}
+    checkpoints = progress.results("download", sources)
+    alignment = align_families(job, plan.align, checkpoints, progress) if plan.align and aligns(plan) else None
+
+    rows = {row.name: row for row in comparison_rows(plan)}
+    merges = {name: job.merge_inputs(row, checkpoints, alignment) for name, row in rows.items() if row.kind == "merge"}
+    balances = {
+        name: pcb_coefficients.submit(inputs, rows[name].merge)
+        for name, inputs in merges.items()
+        if has_coefficients(rows[name].merge)
+    }
+    coefficients = progress.results("balance", balances)
+    mergers = {
+        name: merge_models.submit(name, inputs, coefficients.get(name), rows[name].merge)
+        for name, inputs in merges.items()
+    }
+    merged = progress.results("merge", mergers)
+    releases = {"model": reset_normalization.submit(**job.calibrated(merged[RESULT]))} | {
+        domain.name: measure_normalization.submit(**job.calibrated(merged[RESULT], domain)) for domain in job.domains
+    }
+    scores = {name: evaluate.submit(**job.evaluation(row, checkpoints, merged)) for name, row in rows.items()}
+    comparison = Comparison(plan=plan.name, rows=list(progress.results("evaluate", scores).values()))
+    release = progress.results("normalise", releases)
+
+    made = Made(
+        checkpoints=checkpoints,
+        datasets=job.datasets,
+        alignment=alignment,
+        coefficients=coefficients.get(RESULT),
+        model=release.pop("model"),
+        normalization=release,
+    )
+    publish_run(plan, made, comparison)
+    recorded = record_run(plan, made, comparison, progress.count())
+    return Outcome(comparison=comparison, stages=progress.count(), recorded=recorded)
+
+
+def align_families(job: Job, options: Align, checkpoints: dict[str, ArtifactRef], progress: Progress) -> ArtifactRef:
+    """Activations and weights of one model per family, their similarities, and the permutations that follow."""
+    members = job.representatives(checkpoints).items()
+    names = {name: represent_family.submit(name, models, **job.calibration_inputs) for name, models in members}
+    families = list(progress.results("calibrate", names).values())
+    symmetry = prove_symmetry.submit(**job.symmetry_rule)
+    activations = collect_activations.submit(families, symmetry=symmetry, **job.calibration_inputs)
+    weights = weight_similarity.submit(families, symmetry)
+    responses = activation_similarity.submit(activations)
+    arguments: dict[str, Any] = {"symmetry": symmetry, "weights": weights, "activations": responses}
+    solved = solve_permutations.submit(families, options=options, **arguments)
+    stages = {"symmetry": symmetry, "activations": activations, "weights": weights, "responses": responses}
+    return progress.results("align", stages | {"permutations": solved})["permutations"]
+
+
+if __name__ == "__main__":
+    from flows.command_line import run
+
+    sys.exit(run(merge_and_evaluate))

@@ -1,0 +1,60 @@
+"""Print the result that lies in a folder, and where to look at the run: `python -m flows.show_result [FOLDER]`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergeline.errors import InputError
+
+if TYPE_CHECKING:
+    from tasks.recording import Recorded
+
+PREFECT_UI, MLFLOW_UI = "http://127.0.0.1:4200", "http://127.0.0.1:5000"
+LINKS = "links.json"
+
+
+def save_links(folder: Path, recorded: Recorded) -> None:
+    """Remember beside the result where its run can be looked at (these ids differ from run to run: not versioned)."""
+    prefect = os.environ.get("PREFECT_API_URL", f"{PREFECT_UI}/api").removesuffix("/api")
+    mlflow = os.environ.get("MLFLOW_TRACKING_URI", "")
+    mlflow = mlflow if mlflow.startswith("http") else MLFLOW_UI
+    links = {"Prefect": f"{prefect}/runs/flow-run/{recorded.flow_run}"}
+    if recorded.mlflow_page:
+        links = {"MLflow": f"{mlflow}/{recorded.mlflow_page}"} | links
+    (folder / LINKS).write_text(json.dumps(links, indent=1) + "\n")
+
+
+def show(folder: Path) -> None:
+    """Print the table and three links. Raises InputError where the folder holds no result."""
+    from rich.console import Console
+
+    from mergeline.report.result import read_comparison
+    from mergeline.report.table import header, terminal_table
+
+    comparison = read_comparison(folder / "comparison.json")
+    # in a file or a pipe nothing is known of the width: then the table is as wide as it needs to be
+    console = Console(width=None if sys.stdout.isatty() else 60 + 14 * len(header(comparison)), highlight=False)
+    console.print(terminal_table(comparison))
+    links = json.loads((folder / LINKS).read_text()) if (folder / LINKS).is_file() else {}
+    for name, link in ({"report": str(folder / "report.md")} | links).items():
+        console.print(f"  {name:<8} {link}", soft_wrap=True)
+    if any(PREFECT_UI in link or MLFLOW_UI in link for link in links.values()):
+        console.print("  (`make ui` starts the pages of MLflow and Prefect)")
+
+
+def main() -> int:
+    """Exit status 0, or 2 where there is no result."""
+    try:
+        show(Path(sys.argv[1] if len(sys.argv) > 1 else "data/merged"))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Bytes from a local path or from any file system that fsspec knows (s3://, gs://, memory://, ...)."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import IO, Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from mergeline.checkpoints.transfer import CHUNK, Body, Partial, TransientError, shown
+from mergeline.errors import InputError
+
+
+@contextmanager
+def open_file(uri: str, partial: Partial | None, *, name: str | None = None) -> Iterator[Body]:
+    """Open a file at the end of `partial` where it is still the same file, else at its beginning.
+
+    Raises InputError for what is missing, forbidden or unknown, TransientError for everything that may pass.
+    """
+    name = name or shown(uri)
+    with ExitStack() as opened:
+        with _failures_of(name):
+            files, path = _locate(uri, name)
+            info = files.info(path)
+            if info["type"] == "directory":
+                raise InputError(f"{name}: is a folder; name the checkpoint file in it")
+            validator = files.ukey(path)
+            start = partial.size if partial and partial.validator == validator else 0
+            file = opened.enter_context(files.open(path, "rb"))
+            file.seek(start)
+        yield Body(_chunks(file, name), start, info.get("size"), validator)
+
+
+def _locate(uri: str, name: str) -> tuple[Any, str]:
+    """The file system of a uri and the path in it."""
+    if "://" not in uri:
+        return fsspec.filesystem("file"), uri
+    try:
+        return url_to_fs(uri)
+    except ImportError as error:  # says which package: "Install s3fs to access S3"
+        raise InputError(f"{name}: this kind of address needs a package that is not installed: {error}") from None
+    except ValueError:
+        raise InputError(
+            f"{name}: unknown kind of address; use a path, https://, hf://org/repo@revision/file or an fsspec URL"
+        ) from None
+
+
+def _chunks(file: IO[bytes], name: str) -> Iterator[bytes]:
+    with _failures_of(name):
+        while chunk := file.read(CHUNK):
+            yield chunk
+
+
+@contextmanager
+def _failures_of(name: str) -> Iterator[None]:
+    """Sort the errors of any file system into those that stay and those that may pass.
+
+    Only the kind of an unknown error is told: its text may hold keys or signed addresses.
+    """
+    try:
+        yield
+    except (InputError, TransientError):
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{name}: there is no such file; check the path") from None
+    except PermissionError:
+        raise InputError(f"{name}: reading is not permitted; check the credentials or the file's mode") from None
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise TransientError(
+            f"{name}: cannot be read now ({reason}); check network and credentials, try again"
+        ) from None

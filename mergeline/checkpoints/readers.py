@@ -1,0 +1,167 @@
+"""Open a checkpoint of any kind, and look at several as one: a task vector, a mean."""
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import reduce
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mergeline.checkpoints.formats import INDEX, SafetensorsReader, ShardedReader, open_torch
+from mergeline.checkpoints.tensors import Reader, TensorReader, UnknownTensorError
+from mergeline.errors import InputError
+
+__all__ = [
+    "MeanReader",
+    "Reader",
+    "SafetensorsReader",
+    "ShardedReader",
+    "TaskVectorReader",
+    "TensorReader",
+    "UnknownTensorError",
+    "open_checkpoint",
+]
+
+
+def open_checkpoint(checkpoint: str | Path | Mapping[str, Tensor]) -> Reader:
+    """Open a checkpoint; nothing but headers is read before a tensor is asked for.
+
+    checkpoint: a .safetensors file, a folder or *.safetensors.index.json of a sharded model, a .pt, .pth or .bin file
+    with tensors only, a state dict, or a Reader (returned as it is). Raises InputError for anything else.
+    """
+    if isinstance(checkpoint, Reader):
+        return checkpoint
+    if isinstance(checkpoint, Mapping):
+        return TensorReader(checkpoint)
+    if not isinstance(checkpoint, str | Path):
+        kind = type(checkpoint).__name__
+        raise InputError(f"a {kind} is not a checkpoint; pass a path or a state dict, as module.state_dict() gives it")
+    path = _find(Path(checkpoint))
+    if path.name.endswith(INDEX):
+        return ShardedReader(path)
+    if path.suffix == ".safetensors":
+        return SafetensorsReader(path)
+    if path.suffix in (".pt", ".pth", ".bin"):
+        return open_torch(path)
+    raise InputError(f"{path}: unknown kind of checkpoint '{path.suffix}'; known are .safetensors, .pt, .pth and .bin")
+
+
+def _find(path: Path) -> Path:
+    """The file to open for a path: in a folder the model, for a model that was written in shards its index."""
+    if path.is_dir():
+        return _find_in(path)
+    index = path.with_name(path.stem + INDEX)
+    if path.suffix == ".safetensors" and not path.exists() and index.exists():
+        return index
+    if not path.exists():
+        near = get_close_matches(path.name, [other.name for other in path.parent.glob("*")], n=1)
+        raise InputError(f"{path}: there is no such file" + (f"; did you mean '{near[0]}'?" if near else ""))
+    return path
+
+
+def _find_in(folder: Path) -> Path:
+    for pattern in ("model.safetensors", "*" + INDEX, "*.safetensors"):
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InputError(f"{folder}: holds {len(found)} {pattern} files; name the one to open")
+    raise InputError(f"{folder}: holds no .safetensors file or index; name a checkpoint file")
+
+
+class TaskVectorReader(Reader):
+    """A task model minus its base: the floating tensors of the model, as float32 differences.
+
+    Raises InputError where the base lacks one of them or has it in another shape.
+    """
+
+    def __init__(self, model: Reader, base: Reader) -> None:
+        self.source = f"{model.source} - {base.source}"
+        self._model, self._base = model, base
+        self._names = [name for name in model.names() if model.dtype(name).is_floating_point]
+        for name in self._names:
+            _refuse_other_shape(name, model, base)
+
+    def names(self) -> list[str]:
+        """Names of the floating tensors, sorted."""
+        return list(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a difference."""
+        return self._listed(name).shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Always float32."""
+        self._listed(name)
+        return torch.float32
+
+    def read(self, name: str) -> Tensor:
+        """Model - base, float32."""
+        return self._listed(name).read(name).float() - self._base.read(name).float()
+
+    def read_slice(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of model - base, float32; only these rows are read."""
+        model, base = self._listed(name).read_slice(name, start, stop), self._base.read_slice(name, start, stop)
+        return model.float() - base.float()
+
+    def _listed(self, name: str) -> Reader:
+        if not (name in self._model and self._model.dtype(name).is_floating_point):
+            raise self.unknown(name)
+        return self._model
+
+
+class MeanReader(Reader):
+    """The mean of several checkpoints: floating tensors as float32, all others from the first.
+
+    Raises InputError where names or shapes differ.
+    """
+
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        if not readers:
+            raise InputError("a mean of no checkpoints was asked for; pass at least one")
+        self._readers = list(readers)
+        self._first = readers[0]
+        self.source = f"mean of {', '.join(reader.source for reader in readers)}"
+        for other in self._readers[1:]:
+            for name in self._first.names():
+                _refuse_other_shape(name, self._first, other)
+            for name in other.names():
+                _refuse_other_shape(name, other, self._first)
+
+    def names(self) -> list[str]:
+        """Names that all checkpoints share, sorted."""
+        return self._first.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a mean."""
+        return self._first.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Float32 for floating tensors, else that of the first checkpoint."""
+        dtype = self._first.dtype(name)
+        return torch.float32 if dtype.is_floating_point else dtype
+
+    def read(self, name: str) -> Tensor:
+        """The mean of one tensor."""
+        return self._mean(name, lambda reader: reader.read(name))
+
+    def read_slice(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of the mean; only these rows are read."""
+        return self._mean(name, lambda reader: reader.read_slice(name, start, stop))
+
+    def _mean(self, name: str, read: Callable[[Reader], Tensor]) -> Tensor:
+        if not self._first.dtype(name).is_floating_point:
+            return read(self._first)
+        # Summed in float64: the mean of equal float32 models is then that model bit for bit, however many they are.
+        total = reduce(torch.add, (read(reader).double() for reader in self._readers))
+        return (total / len(self._readers)).float()
+
+
+def _refuse_other_shape(name: str, reader: Reader, other: Reader) -> None:
+    """Raise InputError unless `other` has the tensor in the shape that it has in `reader`."""
+    if reader.shape(name) != other.shape(name):
+        raise InputError(
+            f"{other.source}: tensor '{name}' has shape {list(other.shape(name))}, but {list(reader.shape(name))} in "
+            f"{reader.source}; only checkpoints of one architecture can be combined"
+        )

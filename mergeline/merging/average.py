@@ -1,0 +1,24 @@
+"""The (weighted) average of the task models (Wortsman et al. 2022, Model soups, arXiv 2203.05482)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mergeline.balancing.sums import sum_over_models
+from mergeline.errors import InputError
+from mergeline.merging.registry import method
+
+
+@method("average", needs_base=False)
+def average(models: Tensor, *, weights: Sequence[float] | None = None) -> Tensor:
+    """The mean of the task models, each with its weight.
+
+    models: [n, c] float32. weights: n numbers >= 0, divided by their sum; None weighs all alike. Returns [c] float32.
+    """
+    if weights is None:
+        return (sum_over_models(models) / len(models)).float()
+    if len(weights) != len(models) or min(weights) < 0 or sum(weights) == 0:
+        raise InputError(f"average: weights must be {len(models)} numbers >= 0, not all zero: {list(weights)}.")
+    column = torch.tensor(weights, dtype=torch.float64, device=models.device)[:, None]
+    return (sum_over_models(column * models.double()) / sum(weights)).float()

@@ -1,0 +1,55 @@
+"""PCB-Merging (Du et al. 2024, arXiv 2410.02396) as a method of the engine; its formula is mergeline.balancing."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor
+
+from mergeline.balancing.competition import VariantName, find_variant
+from mergeline.balancing.pcb import merged_task_vector
+from mergeline.balancing.statistics import PcbStatistics, pcb_statistics
+from mergeline.errors import InputError
+from mergeline.merging.registry import method
+
+KeepRatio = Annotated[float, Field(gt=0, le=1)]
+ClipRatio = Annotated[float, Field(ge=0, lt=0.5)]
+
+
+def statistics_of_task_vectors(
+    chunks: Callable[[], Iterable[Tensor]],
+    size: int,
+    *,
+    variant: VariantName,
+    keep_ratio: KeepRatio,
+    clip_ratio: ClipRatio | None,
+) -> dict[str, Any]:
+    """`pcb_statistics` as a JSON-able dictionary."""
+    return pcb_statistics(chunks, size, keep_ratio, variant=variant, clip_ratio=clip_ratio).to_dict()
+
+
+@method("pcb", needs_base=True, statistics=statistics_of_task_vectors)
+def pcb(
+    task_vectors: Tensor,
+    *,
+    statistics: dict[str, Any],
+    variant: VariantName = "reference",
+    keep_ratio: KeepRatio = 0.1,
+    scale: float = 1.0,
+    scales: Sequence[float] | None = None,
+    clip_ratio: ClipRatio | None = None,
+) -> Tensor:
+    """Parameters compete: each task keeps its strongest share, weighted by how strong it is and how well it agrees.
+
+    task_vectors: [n, c] float32. statistics: of the whole task vectors. variant: which of the authors' programs.
+    keep_ratio: share that survives. scale: lambda of the merged task vector. scales: lambda_i of each task, inside the
+    weighted mean. clip_ratio: share clipped at either end of |tau|. Returns the merged task vector [c] float32.
+    """
+    known = PcbStatistics.from_dict(statistics)
+    wanted = (variant, keep_ratio, find_variant(variant).clip_ratio if clip_ratio is None else clip_ratio)
+    if (known.variant, known.keep_ratio, known.clip_ratio) != wanted:
+        raise InputError(
+            f"PCB statistics were computed with variant {known.variant}, keep_ratio {known.keep_ratio} and clip_ratio "
+            f"{known.clip_ratio}, not with {wanted[0]}, {wanted[1]} and {wanted[2]}; compute them again."
+        )
+    return scale * merged_task_vector(task_vectors, known, scales)

@@ -1,0 +1,81 @@
+"""Stage: the architecture of a plan, and its unit symmetry, proved numerically before anything relies on it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.code_version import code_version
+from tasks.inputs import DataSlice
+from tasks.policy import stage
+from tasks.store import ArtifactRef, put_file, take_file
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mergeline.checkpoints.readers import Reader
+    from mergeline.plan import Architecture
+    from mergeline.symmetry.symmetry import Symmetry
+
+
+class ArchitectureSpec(BaseModel):
+    """How to build the module; `code` is the version of the factory's source, so that editing it reruns the stages."""
+
+    model_config = ConfigDict(frozen=True)
+
+    factory: str
+    kwargs: dict[str, Any]
+    code: str
+
+    def load(self, checkpoint: Reader) -> nn.Module:
+        """The module with the tensors of a checkpoint, in eval mode."""
+        from mergeline.models.load import load_model
+
+        return load_model(self.factory, self.kwargs, checkpoint)
+
+
+def specify(architecture: Architecture) -> ArchitectureSpec:
+    """The part of the plan's architecture that stages depend on."""
+    return ArchitectureSpec(
+        factory=architecture.factory, kwargs=architecture.kwargs, code=_version(architecture.factory)
+    )
+
+
+@stage("prove-symmetry")
+def prove_symmetry(architecture: ArchitectureSpec, rule: str, rule_version: str, inputs: DataSlice) -> ArtifactRef:
+    """Read the symmetry from a YAML file or make it by a function; refuse it unless permuting changes no output."""
+    from mergeline.models.build import build_model
+    from mergeline.symmetry.symmetry import Symmetry
+    from mergeline.symmetry.verify import require_sound
+
+    module = build_model(architecture.factory, architecture.kwargs)
+    if _is_file(rule):
+        symmetry = Symmetry.from_yaml(Path(rule).read_text())
+    else:
+        path, _, name = rule.partition(":")
+        symmetry = getattr(import_module(path), name)(module)
+    require_sound(symmetry, module, [inputs.load().images[:2]])
+    return put_file(lambda path: path.write_text(symmetry.to_yaml()), ".yaml", "symmetry")
+
+
+def rule_version(rule: str) -> str:
+    """Digest of the YAML file, or of the code of the function, that says which units may change places."""
+    return take_file(Path(rule), "symmetry").sha256 if _is_file(rule) else _version(rule)
+
+
+def load_symmetry(ref: ArtifactRef) -> Symmetry:
+    """The symmetry of an artifact that `prove_symmetry` made."""
+    from mergeline.symmetry.symmetry import Symmetry
+
+    return Symmetry.from_yaml(ref.path.read_text())
+
+
+def _is_file(rule: str) -> bool:
+    return rule.endswith((".yaml", ".yml"))
+
+
+def _version(function: str) -> str:
+    return code_version(function.partition(":")[0])

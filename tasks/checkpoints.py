@@ -1,0 +1,65 @@
+"""Stage: bring checkpoints into the content store, from wherever they are."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.policy import stage
+from tasks.store import ArtifactRef, digest, store_directory, take_file
+
+if TYPE_CHECKING:
+    from mergeline.checkpoints.readers import Reader
+    from mergeline.plan import Checkpoint
+
+
+@stage("download-checkpoint", retries=4)
+def download_checkpoint(name: str, uri: str, sha256: str | None, version: str, max_bytes: int) -> ArtifactRef:
+    """Fetch one checkpoint, resuming where an earlier attempt broke off; refuse what does not have the pinned digest.
+
+    version: what identifies the bytes beforehand (see `source_version`): another version is fetched again.
+    """
+    from mergeline.checkpoints.readers import open_checkpoint
+    from mergeline.checkpoints.sources import fetch
+
+    key = hashlib.sha256(f"{uri} {sha256}".encode()).hexdigest()[:16]
+    incoming = store_directory() / "incoming" / f"{key}{Path(uri.partition('?')[0]).suffix}"
+    incoming.parent.mkdir(parents=True, exist_ok=True)
+    fetch(uri, incoming, sha256=sha256, max_bytes=max_bytes)
+    open_checkpoint(incoming)
+    ref = take_file(incoming, "checkpoint", name=name)
+    incoming.unlink()
+    return ref
+
+
+def source_version(spec: Checkpoint) -> str:
+    """What identifies the bytes of a source before they are fetched: the pin, the local file's digest, or a commit.
+
+    A remote source without any of them may change at any time, so it gets a new version on every run.
+    """
+    if spec.sha256:
+        return spec.sha256
+    local = Path(spec.uri.removeprefix("file://"))
+    if local.is_file():
+        return digest(local)
+    if re.match(r"hf://[^@]+@[0-9a-f]{40}/", spec.uri):
+        return spec.uri
+    return uuid.uuid4().hex
+
+
+def open_artifact(ref: ArtifactRef) -> Reader:
+    """Reader of a checkpoint in the store; errors call it by its name in the plan."""
+    from mergeline.checkpoints.readers import open_checkpoint
+
+    reader = open_checkpoint(ref.path)
+    reader.source = str(ref.metadata.get("name", ref.sha256[:12]))
+    return reader
+
+
+def open_artifacts(refs: list[ArtifactRef]) -> list[Reader]:
+    """Readers of several checkpoints; the same artifact gives the same reader."""
+    readers = {ref.identity: open_artifact(ref) for ref in refs}
+    return [readers[ref.identity] for ref in refs]

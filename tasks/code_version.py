@@ -1,0 +1,161 @@
+"""The version of a stage's code: a digest of every project module that the stage's module can reach by imports.
+
+The modules are found by reading the sources, imports inside functions included, so that nobody has to declare them and
+nobody can forget one. Comments and layout do not count. A source is read once per process: a file that is edited while
+a run goes on does not become the version of what the code loaded before computes.
+"""
+
+import ast
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+# Other packages whose version may change a number.
+NUMERIC_PACKAGES = ("torch", "numpy", "scipy", "safetensors")
+
+_PROJECT = {"mergeline", "tasks"}
+# These decide where bytes lie and whether a stage runs, never what it computes: mending them throws no result away.
+_INFRASTRUCTURE = {
+    "tasks",
+    "tasks._env",
+    "tasks.code_version",
+    "tasks.locks",
+    "tasks.policy",
+    "tasks.store",
+    "tasks.tracking",
+}
+# Imports its public names on first use, which hides from a reader of the source what is used.
+_LAZY = {"mergeline"}
+
+
+@cache
+def code_version(module: str) -> str:
+    """Digest of `module`, the project modules it reaches, and the versions of the numeric packages.
+
+    The project is mergeline, tasks, and the package that `module` itself lies in (a user's own model code).
+    Raises ValueError for a module without a source file, and where one imports a name from the lazy package.
+    """
+    lines = [f"{name} {_read(path, name).digest}" for name, path in sorted(_reachable(module).items())]
+    lines += [f"{package} {_installed(package)}" for package in NUMERIC_PACKAGES]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _reachable(module: str) -> dict[str, Path]:
+    """The project modules that importing and running `module` may load, with their files."""
+    start = _file(module)
+    if start is None:
+        raise ValueError(f"module {module!r} has no source file: a stage must live in a module that can be imported")
+    project = _PROJECT | {module.partition(".")[0]}
+    found: dict[str, Path] = {}
+    waiting = set(_loaded_by(module, module))
+    while waiting:
+        name = waiting.pop()
+        path = _file(name)
+        if path is None or name in found or name in _INFRASTRUCTURE | _LAZY:
+            continue
+        found[name] = path
+        for reference in _read(path, name).references:
+            if reference.partition(".")[0] in project:
+                waiting.update(_loaded_by(reference, name))
+    return found
+
+
+def _loaded_by(reference: str, importer: str) -> Iterator[str]:
+    """The modules that an import of `reference` loads: the longest prefix that is a module, and its packages."""
+    parts = reference.split(".")
+    if parts[-1] == "*":  # everything in a package
+        yield from _modules_in(".".join(parts[:-1]))
+        return
+    prefixes = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+    modules = [prefix for prefix in prefixes if _file(prefix) is not None]
+    if modules and modules[-1] in _LAZY:
+        raise ValueError(
+            f"{importer} imports {reference!r} from the lazy package {modules[-1]!r}, which hides what it depends on: "
+            "import from the module that defines the name"
+        )
+    yield from modules
+
+
+@dataclass(frozen=True)
+class _Source:
+    digest: str
+    references: frozenset[str]  # dotted names: a module, perhaps followed by a name in it; "package.*": all of it
+
+
+@cache
+def _read(path: Path, module: str) -> _Source:
+    tree = ast.parse(path.read_bytes(), filename=str(path))
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    return _Source(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), frozenset(_references(tree, package)))
+
+
+def _references(tree: ast.AST, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            anchor = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*anchor, *([node.module] if node.module else [])])
+            yield from (base if alias.name == "*" else f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and _imports_by_name(node.func):
+            match node.args:
+                case [ast.Constant(value=str(name)), *_] if not name.startswith("."):
+                    yield name
+                case _:  # known only when it runs: then it may be anything beside it
+                    yield f"{package}.*"
+
+
+def _imports_by_name(function: ast.expr) -> bool:
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return name in {"import_module", "__import__", "iter_modules", "walk_packages"}
+
+
+@cache
+def _file(module: str) -> Path | None:
+    """The source file of a module, found without importing it or its packages."""
+    loaded = getattr(sys.modules.get(module), "__file__", None)
+    if loaded and loaded.endswith(".py"):
+        return Path(loaded)
+    top, *rest = module.split(".")
+    spec = _top_level(top)
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for location in spec.submodule_search_locations or []:
+        path = Path(location, *rest)
+        for candidate in (path / "__init__.py", path.with_name(f"{path.name}.py")):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+@cache
+def _top_level(name: str) -> ModuleSpec | None:
+    try:
+        return find_spec(name)
+    except ValueError:  # __main__ and the like
+        return None
+
+
+def _modules_in(package: str) -> Iterator[str]:
+    origin = _file(package)
+    if origin is None or origin.name != "__init__.py":
+        return
+    for path in origin.parent.rglob("*.py"):
+        parts = path.relative_to(origin.parent).with_suffix("").parts
+        yield ".".join([package, *(parts[:-1] if parts[-1] == "__init__" else parts)])
+
+
+@cache
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,42 @@
+"""Stage: the scenario's data sets and label prototypes, from Fashion-MNIST as published. Nothing is cached."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from prefect import task
+
+if TYPE_CHECKING:
+    from mergeline.evaluation.fashion_mnist import Split
+
+
+@task
+def write_splits(
+    source: Literal["auto", "hub", "idx"],
+    idx_folder: Path,
+    revision: str,
+    output: Path,
+    raw: Path,
+    splits: Mapping[str, "Split"] | None,
+) -> list[Path]:
+    """One Parquet file per split: the training pictures go to `raw`, which git ignores, all others to `output`."""
+    from mergeline.evaluation import fashion_mnist
+
+    pictures = fashion_mnist.read_pictures(source, folder=idx_folder, revision=revision)
+    files = []
+    for name, split in fashion_mnist.make_splits(pictures, splits or fashion_mnist.SPLITS).items():
+        files.append((raw if name == "train" else output) / f"{name}.parquet")
+        files[-1].parent.mkdir(parents=True, exist_ok=True)
+        split.to_parquet(files[-1])
+    return files
+
+
+@task
+def write_prototypes(output: Path) -> Path:
+    """The class names' embeddings."""
+    from mergeline.evaluation.fashion_mnist import CLASS_NAMES
+    from mergeline.evaluation.prototypes import encode_class_names, save_prototypes
+
+    file = output / "prototypes.safetensors"
+    save_prototypes(encode_class_names(CLASS_NAMES), file)
+    return file

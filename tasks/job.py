@@ -1,0 +1,134 @@
+"""A plan turned into the inputs of the stages: which slices of data, which models, which options each one takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mergeline.comparison import Row
+from mergeline.plan import Checkpoint, Plan
+from tasks.architecture import ArchitectureSpec, rule_version, specify
+from tasks.checkpoints import source_version
+from tasks.evaluation import Domain
+from tasks.inputs import DataSlice, take_slice
+from tasks.merging import MergeInputs
+from tasks.store import ArtifactRef, take_file
+
+
+class Job:
+    """One run of a plan. Making it brings the data sets into the content store."""
+
+    def __init__(self, plan: Plan) -> None:
+        # Big libraries look at each other half imported where several stages import them at once: so here, before.
+        import mergeline.evaluation.datasets
+        import mergeline.evaluation.metrics  # noqa: F401
+
+        self.plan = plan
+        self.architecture: ArchitectureSpec = specify(plan.architecture)
+        self.calibration = self._calibration(plan.calibration.where)
+        self.domains = self._domains()
+
+    def source(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Arguments of the download of one checkpoint."""
+        return {
+            "name": checkpoint.name,
+            "uri": checkpoint.uri,
+            "sha256": checkpoint.sha256,
+            "version": source_version(checkpoint),
+            "max_bytes": int(self.plan.download.max_gigabytes * 1e9),
+        }
+
+    @property
+    def calibration_inputs(self) -> dict[str, Any]:
+        """Arguments of the stages that run models over the calibration data of all domains."""
+        return {
+            "architecture": self.architecture,
+            "calibration": self.calibration,
+            "batch_size": self.plan.calibration.batch_size,
+        }
+
+    @property
+    def symmetry_rule(self) -> dict[str, Any]:
+        """Arguments of the proof of the unit symmetry."""
+        rule = str(self.plan.architecture.symmetry)
+        return {
+            "architecture": self.architecture,
+            "rule": rule,
+            "rule_version": rule_version(rule),
+            "inputs": self.calibration,
+        }
+
+    def representatives(self, checkpoints: dict[str, ArtifactRef]) -> dict[str, list[ArtifactRef]]:
+        """For each family the checkpoints to find the alignment on: its base, or the task models of that base."""
+        plan = self.plan
+        if plan.align is not None and plan.align.found_on == "bases":
+            return {family: [checkpoints[family]] for family in plan.families}
+        members = {
+            family: [model.name for model in plan.task_models if family in (model.base, model.name)]
+            for family in plan.families
+        }
+        return {family: [checkpoints[name] for name in names] for family, names in members.items()}
+
+    def merge_inputs(self, row: Row, checkpoints: dict[str, ArtifactRef], alignment: ArtifactRef | None) -> MergeInputs:
+        """The task models of a row, and their bases where its method needs them."""
+        from mergeline.merging.registry import get
+
+        families = {model.name: model.base or model.name for model in self.plan.task_models}
+        needs_base = get(row.merge.method).needs_base
+        return MergeInputs(
+            models=[checkpoints[name] for name in row.members],
+            bases=[checkpoints[families[name]] for name in row.members] if needs_base else [],
+            families=[self.plan.families.index(families[name]) for name in row.members],
+            alignment=alignment if row.aligned else None,
+        )
+
+    def calibrated(self, model: ArtifactRef, domain: Domain | None = None) -> dict[str, Any]:
+        """Arguments of a normalisation reset, on the data of one domain or of all."""
+        return {"model": model} | self.calibration_inputs | ({"calibration": domain.calibration} if domain else {})
+
+    def evaluation(
+        self, row: Row, checkpoints: dict[str, ArtifactRef], merged: dict[str, ArtifactRef]
+    ) -> dict[str, Any]:
+        """Arguments of the evaluation of a row: its merged model, or the checkpoints that it names."""
+        models = [merged[row.name]] if row.kind == "merge" else [checkpoints[name] for name in row.members]
+        return {
+            "name": row.name,
+            "label": row.label,
+            "models": models,
+            "architecture": self.architecture,
+            "domains": self.domains,
+            "classes": sorted({number for task in self.plan.tasks for number in task.classes}),
+            "calibration_batch": self.plan.calibration.batch_size,
+            "batch_size": self.plan.evaluation.batch_size,
+        }
+
+    @property
+    def datasets(self) -> dict[str, ArtifactRef]:
+        """Every file of data that the run looks at, by name."""
+        slices = [self.calibration, *(domain.examples for domain in self.domains)]
+        prototypes = {f"{domain.name} prototypes": domain.prototypes for domain in self.domains}
+        return {str(piece.file.metadata["name"]): piece.file for piece in slices} | prototypes
+
+    def _calibration(self, where: dict[str, str]) -> DataSlice:
+        calibration = self.plan.calibration
+        return take_slice(self.plan.datasets[calibration.dataset], calibration.split, where)
+
+    def _domains(self) -> list[Domain]:
+        """The tasks by the slice of data that they look at, in the order of the plan."""
+        plan = self.plan
+        slices: dict[str, dict[str, Any]] = {}
+        for task in plan.tasks:
+            key = repr((task.dataset, task.split, task.where))
+            dataset = plan.datasets[task.dataset]
+            own = task.where if task.dataset == plan.calibration.dataset else {}
+            entry = slices.setdefault(
+                key,
+                {
+                    "name": task.domain,
+                    "examples": take_slice(dataset, task.split, task.where),
+                    "calibration": self._calibration(plan.calibration.where | own),
+                    "prototypes": take_file(dataset.prototypes, "prototypes"),
+                    "tasks": {},
+                },
+            )
+            entry["tasks"][task.name] = task.classes
+        return [Domain(**entry) for entry in slices.values()]

@@ -1,0 +1,187 @@
+"""What makes a function a stage: how it is cached, locked, retried. Written once, here.
+
+A stage runs again when its code changed (`tasks.code_version`), when its inputs changed (by content), or when the
+artifact that it once returned is gone or was altered. Otherwise its recorded result is returned: state "Cached".
+"""
+
+import hashlib
+import inspect
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, get_type_hints
+
+from prefect import Task
+from prefect.cache_policies import CachePolicy
+from prefect.client.schemas import TaskRun
+from prefect.context import TaskRunContext
+from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
+from prefect.states import State
+from prefect.tasks import exponential_backoff
+from prefect.transactions import IsolationLevel
+from pydantic import BaseModel
+
+from tasks._env import state_directory, use_one_thread
+from tasks.code_version import code_version
+from tasks.locks import STAGE_LOCKS
+from tasks.store import ArtifactRef
+
+P = ParamSpec("P")
+R = TypeVar("R", bound=BaseModel)
+
+LONGEST_WAIT = 300.0  # seconds that a server may ask us to wait before a retry
+
+
+def stage(
+    name: str, *, retries: int = 0, timeout_seconds: float | None = None, tags: Iterable[str] = ()
+) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Make a stage of a function that takes plain data, pydantic models and refs, and returns one pydantic model.
+
+    name: lower case, digits and hyphens; part of the cache key. retries: how often a transient failure (connection,
+    timeout, HTTP 429 or 5xx) is tried again; other failures never are. Raises TypeError where the function does not
+    promise a pydantic model from an importable module, which is what a record on disk can be read back as.
+    """
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ValueError(f"stage name {name!r}: use lower case letters, digits and single hyphens")
+
+    def decorate(function: Callable[P, R]) -> Task[P, R]:
+        returns = _result_type(function)
+        signature = inspect.signature(function)
+
+        @wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            # Prefect logs an error in the cache key and runs uncached. Here it stops the stage.
+            cache_key(name, function, signature.bind(*args, **kwargs).arguments)
+            use_one_thread()
+            result = function(*args, **kwargs)
+            if not isinstance(result, returns):
+                raise TypeError(f"stage {name} returned {type(result).__name__}, it promises {returns.__name__}")
+            return result
+
+        return _Stage(
+            run,
+            name=name,
+            tags=tags,
+            cache_policy=_StagePolicy(isolation_level=IsolationLevel.SERIALIZABLE, lock_manager=STAGE_LOCKS),
+            persist_result=True,
+            result_serializer="json",
+            cache_result_in_memory=False,  # the record on disk is the one that was checked
+            retries=retries,
+            retry_delay_seconds=exponential_backoff(backoff_factor=1) if retries else None,
+            retry_jitter_factor=0.3 if retries else None,
+            retry_condition_fn=_worth_a_retry,
+            timeout_seconds=timeout_seconds,
+        )
+
+    return decorate
+
+
+@contextmanager
+def fresh() -> Iterator[None]:
+    """Within this block stages ignore what is cached, run, and replace their records (as MERGELINE_FRESH=1 does)."""
+    with temporary_settings({PREFECT_TASKS_REFRESH_CACHE: True}):
+        yield
+
+
+class _Stage(Task[P, R]):
+    """A task whose records lie where MERGELINE_STATE says when it runs, not when it was defined."""
+
+    @property
+    def result_storage(self) -> Path:  # a Path: Prefect takes a str for the name of a storage block
+        return state_directory() / ".prefect" / "results"
+
+    @result_storage.setter
+    def result_storage(self, value: object) -> None:
+        pass
+
+
+def _result_type(function: Callable[..., Any]) -> type[BaseModel]:
+    returns = get_type_hints(function).get("return")
+    if not (isinstance(returns, type) and issubclass(returns, BaseModel)):
+        raise TypeError(f"{function.__qualname__}: a stage returns one pydantic model or ArtifactRef, not {returns}")
+    if "<locals>" in returns.__qualname__ or returns.__module__ == "__main__":
+        raise TypeError(f"{function.__qualname__}: {returns.__qualname__} must be importable to be read from a record")
+    return returns
+
+
+# --- cache keys ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _StagePolicy(CachePolicy):
+    def compute_key(
+        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
+    ) -> str:
+        return cache_key(task_ctx.task.name, inspect.unwrap(task_ctx.task.fn), inputs)
+
+
+def cache_key(name: str, function: Callable[..., Any], inputs: Mapping[str, Any]) -> str:
+    """Name of the stage, version of the code it reaches, and its inputs by content (defaults included)."""
+    call = inspect.signature(function).bind(**inputs)
+    call.apply_defaults()
+    parts = [
+        f"{function.__module__}.{function.__qualname__}",
+        code_version(function.__module__),
+        {parameter: canonical(value) for parameter, value in call.arguments.items()},
+    ]
+    return f"{name}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
+
+
+def canonical(value: Any) -> Any:
+    """The one JSON form of a stage's input: equal content, equal form, in every process.
+
+    An artifact counts as its digest, a model as its type and fields; 1, 1.0 and True differ; the order of a mapping
+    counts. TypeError for anything whose content has no such form (a tensor, a set, a generator, a path, a lock: pass an
+    artifact or plain data), ValueError for NaN, which does not equal itself.
+    """
+    match value:
+        case float() if math.isnan(value):
+            raise ValueError("NaN cannot be an input of a stage: it equals nothing, not even itself")
+        case None | bool() | int() | float() | str():
+            return value
+        case ArtifactRef():
+            return {"artifact": value.identity}
+        case BaseModel():
+            fields = {name: getattr(value, name) for name in type(value).model_fields} | (value.model_extra or {})
+            return {"model": _type_name(value), "fields": canonical(fields)}
+        case list() | tuple():
+            return [canonical(item) for item in value]
+        case dict() if all(isinstance(key, str) for key in value):
+            return {"mapping": [[key, canonical(item)] for key, item in value.items()]}
+    raise TypeError(f"{_type_name(value)} is no input for a stage: pass an artifact, a pydantic model or plain data")
+
+
+def _type_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+# --- retries ---------------------------------------------------------------------------------------------------------
+
+
+def is_transient(error: BaseException) -> bool:
+    """Might the same call succeed in a moment? True for lost connections, timeouts and HTTP 429 or 5xx."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int):
+        return status == 429 or status >= 500
+    names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(error).__mro__}
+    return isinstance(error, ConnectionError | TimeoutError) or not names.isdisjoint(
+        {"requests.ConnectionError", "requests.Timeout", "httpx.TransportError"}  # not the built-in ConnectionError
+    )
+
+
+def _worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Prefect asks this between two attempts; a wait that the server asked for (`retry_after`) is made here."""
+    error = state.data
+    if not isinstance(error, Exception) or not is_transient(error):
+        return False
+    wait = getattr(error, "retry_after", None) or 0.0
+    if wait > LONGEST_WAIT:
+        return False
+    time.sleep(wait)
+    return True

@@ -1,0 +1,99 @@
+"""Reading labelled images: pixels, filters, and errors that say what would be right."""
+
+import io
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mergeline.errors import InputError
+from mergeline.evaluation.datasets import load_images
+
+FEATURES = datasets.Features(
+    image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]), domain=datasets.Value("string")
+)
+
+
+def png(pixels: np.ndarray, mode: str = "L") -> dict[str, object]:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, "png")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def write(folder: Path, images: list[dict[str, object]], features: datasets.Features = FEATURES) -> Path:
+    columns = {"image": images, "label": [0, 1, 1][: len(images)], "domain": ["clean", "half", "half"][: len(images)]}
+    folder.mkdir(exist_ok=True)
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "test.parquet")
+    return folder
+
+
+@pytest.fixture
+def animals(tmp_path: Path) -> Path:
+    """Three pictures of 2 x 3 pixels, with the values 0 to 17."""
+    return write(tmp_path / "animals", [png(p) for p in np.arange(18, dtype=np.uint8).reshape(3, 2, 3)])
+
+
+def test_pixels_are_scaled_then_normalised(animals: Path) -> None:
+    read = load_images(animals, "test", mean=0.5, std=0.25)
+    expected = (torch.arange(18).view(3, 1, 2, 3) / 255 - 0.5) / 0.25
+    torch.testing.assert_close(read.images, expected)
+    assert read.labels.tolist() == [0, 1, 1] and read.labels.dtype == torch.int64
+    assert read.class_names == ("cat", "dog") and len(read) == 3
+
+
+def test_black_is_normalised_as_fashion_mnists_by_default(tmp_path: Path) -> None:
+    folder = write(tmp_path / "black", [png(np.zeros((2, 2), np.uint8))])
+    torch.testing.assert_close(load_images(folder, "test").images.unique(), torch.tensor([-0.2860 / 0.3530]))
+
+
+def test_where_keeps_the_rows_with_that_value(animals: Path) -> None:
+    half = load_images(animals, "test", where={"domain": "half"}, mean=0.0, std=1.0)
+    torch.testing.assert_close(half.images, torch.arange(6, 18).view(2, 1, 2, 3) / 255)
+    assert half.labels.tolist() == [1, 1]
+
+
+def test_colour_pictures_have_three_channels(tmp_path: Path) -> None:
+    folder = write(tmp_path / "colour", [png(np.full((2, 2, 3), (255, 0, 51), np.uint8), "RGB")])
+    pixels = load_images(folder, "test", mean=0.0, std=1.0).images
+    torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([1.0, 0.0, 0.2]))
+
+
+def test_a_wrong_path_split_column_or_value_is_named_with_the_nearest_right_one(animals: Path) -> None:
+    for path, split, where, message in (
+        (
+            animals.parent / "animal",
+            "test",
+            None,
+            r"'animal' is not a folder in .* \(animals\). Did you mean 'animals'",
+        ),
+        (animals.parent / "a" / "b", "test", None, r"'b' is not a folder in .*a \(there is none\)"),
+        (animals, "tset", None, r"'tset' is not a split of .*animals \(test\). Did you mean 'test'"),
+        (animals, "test", {"domian": "half"}, r"'domian' is not a column of .*test.parquet .*Did you mean 'domain'"),
+        (animals, "test", {"domain": "hlaf"}, r"'hlaf' is not a value of column 'domain'.*clean, half.*'half'"),
+        (animals, "test", {"domain": "clean", "label": "1"}, r"'1' is not a value of column 'label' in .* \(0\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_images(path, split, where=where)
+    with pytest.raises(InputError, match=r"'picture' is not a column of .* \(image, label, domain\)"):
+        load_images(animals, "test", image_column="picture")
+
+
+def test_columns_of_another_type_are_refused(animals: Path) -> None:
+    with pytest.raises(InputError, match="'domain' is not of type ClassLabel"):
+        load_images(animals, "test", label_column="domain")
+    with pytest.raises(InputError, match="'label' is not of type Image"):
+        load_images(animals, "test", image_column="label")
+
+
+def test_broken_pictures_and_files_are_named(tmp_path: Path) -> None:
+    good = png(np.zeros((2, 2), np.uint8))
+    with pytest.raises(InputError, match=r"test.parquet, picture 1: cannot be decoded"):
+        load_images(write(tmp_path / "a", [good, {"bytes": b"no picture", "path": None}]), "test")
+    with pytest.raises(InputError, match=r"differ in shape .*\(1, 2, 2\), \(1, 3, 2\)"):
+        load_images(write(tmp_path / "b", [good, png(np.zeros((3, 2), np.uint8))]), "test")
+    (tmp_path / "a" / "test.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match=r"test.parquet: not a Parquet file"):
+        load_images(tmp_path / "a", "test")
