@@ -66,6 +66,8 @@ def activation_moments(
     moments: dict[str, Moments] = defaultdict(Moments)
     tap = Tap(modules[0], symmetry, choose_sites(symmetry, consumers))
     states = [module.state_dict() for module in modules]
+    for number, state in enumerate(states):
+        symmetry.check_shapes(f"model {number}", {name: tuple(tensor.shape) for name, tensor in state.items()})
     for batch in batches:
         inputs = model_inputs(batch)
         observed = [tap.observe(state, inputs) for state in states]

@@ -26,10 +26,14 @@ class Sighting:
 
 @dataclass
 class Record:
-    """What contractions tell beside the labels: who writes and who reads units, and where they can be seen."""
+    """What operations tell beside the labels: who writes and who reads units, and where they can be seen.
+
+    pooled: values that are averages over positions -> the values before, which show the same units more often.
+    """
 
     roles: dict[Axis, set[str]] = field(default_factory=lambda: defaultdict(set))
     sightings: list[Sighting] = field(default_factory=list)
+    pooled: dict[str, str] = field(default_factory=dict)
 
     def reads(self, x: AbstractTensor, axis: int, consumer: str) -> None:
         """`consumer` sums over an axis of x."""
@@ -46,6 +50,17 @@ class Record:
         axes = tuple(axis for axis, axis_sources in enumerate(sources) if axis_sources)
         if axes:
             self.sightings.append(Sighting(node, axes, "def", node))
+
+
+    def pools(self, x: AbstractTensor, node: str) -> None:
+        """`node` pools or averages x."""
+        if x.activation and x.node:
+            self.pooled[node] = self.pooled.get(x.node, x.node)
+
+    def keeps(self, x: AbstractTensor, node: str) -> None:
+        """`node` gives the elements of x in another shape."""
+        if x.node in self.pooled:
+            self.pooled[node] = self.pooled[x.node]
 
 
 def einsum(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from mergeline.symmetry.naming import family_names
 from mergeline.symmetry.notes import explain
 from mergeline.symmetry.symmetry import ELEMENTWISE, ParameterLayout, Site, Symmetry
 from mergeline.symmetry.trace import Inputs, trace
-from mergeline.symmetry.units import Family, joined_spans
+from mergeline.symmetry.units import Family, Span, joined_spans
 from mergeline.symmetry.verify import require_sound
 
 
@@ -89,21 +90,27 @@ def _roles(found: Interpretation, x: AbstractTensor, dims: Sequence[Layout]) -> 
 def _sites(
     found: Interpretation, extraction: Extraction, readable: Mapping[str, str], symmetry: Symmetry
 ) -> tuple[Site, ...]:
-    """Every place where activations show the units of a group while an operation reads or makes them."""
+    """Every place where activations show the units of a group while an operation reads or makes them.
+
+    What is read after pooling is observed before it.
+    """
     groups = {group.structure: name for name, group in symmetry.groups.items()}
+
+    @cache
+    def shown(value: str) -> tuple[dict[int, Layout], list[Span]]:
+        """The axes of a value that carry units, and the groups in them."""
+        try:
+            layouts = extraction.layouts(found.values[value], value)
+        except NotUniformError:
+            return {}, []
+        dims = {dim: rename(layout, readable) for dim, layout in enumerate(layouts) if not isinstance(layout, Fixed)}
+        return dims, [span for span in joined_spans(dims, symmetry.families, symmetry.active) if span.path in groups]
+
     sites: dict[Site, None] = {}
     for sighting in found.record.sightings:
-        value = found.values.get(sighting.value)
-        if value is None:
-            continue
-        try:
-            layouts = extraction.layouts(value, sighting.value)
-        except NotUniformError:
-            continue
-        dims = {dim: rename(layout, readable) for dim, layout in enumerate(layouts) if not isinstance(layout, Fixed)}
-        shown = {axis for axis in sighting.axes if axis in dims}
-        for span in joined_spans(dims, symmetry.families, symmetry.active):
-            if span.dim in shown and span.path in groups:
-                site = Site(groups[span.path], sighting.value, tuple(dims.items()), sighting.kind, sighting.consumer)
-                sites[site] = None
+        paths = {span.path for span in shown(sighting.value)[1] if span.dim in sighting.axes}
+        value = found.record.pooled.get(sighting.value, sighting.value) if sighting.kind == "use" else sighting.value
+        dims, spans = shown(value)
+        for path in dict.fromkeys(span.path for span in spans if span.path in paths):
+            sites[Site(groups[path], value, tuple(dims.items()), sighting.kind, sighting.consumer)] = None
     return tuple(sites)

@@ -58,6 +58,7 @@ def movedim(
 )  # fmt: skip
 def reshape(call: Call, x: AbstractTensor) -> AbstractTensor:
     """The same elements in the same order under another shape."""
+    call.record.keeps(x, call.node)
     return view(x, call.shape)
 
 

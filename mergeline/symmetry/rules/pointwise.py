@@ -17,6 +17,7 @@ from mergeline.symmetry.rules.table import Call, rule
 )  # fmt: skip
 def same(call: Call, x: AbstractTensor) -> AbstractTensor:
     """The same elements, perhaps stored differently."""
+    call.record.keeps(x, call.node)
     return replace(x, node="")
 
 
@@ -25,6 +26,7 @@ def dropout(call: Call, x: AbstractTensor, train: bool | None = False) -> object
     """The identity in evaluation; noise in training knows no units."""
     if train:
         raise UnsupportedError("dropout in training mode")
+    call.record.keeps(x, call.node)
     return call.first(replace(x, node=""))
 
 

@@ -21,6 +21,7 @@ from mergeline.symmetry.rules.table import Call, rule
 )  # fmt: skip
 def pooling(call: Call, x: AbstractTensor) -> object:
     """Mixes certain positions of each channel; adaptive pooling to one position takes all of them alike."""
+    call.record.pools(x, call.node)
     spatial = int(re.findall(r"[123](?=d)", call.name)[-1])
     axes = range(x.ndim - spatial, x.ndim)
     x = normalise(x, axes)

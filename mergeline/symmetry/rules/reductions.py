@@ -24,6 +24,7 @@ def axes_of(x: AbstractTensor, dim: Dims) -> list[int]:
 )  # fmt: skip
 def reduction(call: Call, x: AbstractTensor, dim: Dims = None, keepdim: bool = False) -> AbstractTensor:
     """A symmetric function of everything along the axes."""
+    call.record.pools(x, call.node)
     return reduce(x, axes_of(x, dim), keepdim=keepdim)
 
 
