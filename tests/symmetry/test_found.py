@@ -1,10 +1,13 @@
 """Faults that were found once, each in its smallest form."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from mergeline.errors import InputError
+from mergeline.symmetry.derive import derive_symmetry
 from mergeline.symmetry.symmetry import Family, Symmetry, parameter_layout
 from mergeline.symmetry.verify import require_sound
 
@@ -24,3 +27,67 @@ def test_two_families_of_two_units_that_should_be_one_are_caught():
     assert symmetry.verify(module, inputs) > 1e-2
     with pytest.raises(InputError, match=r"'written' changes the output.*'read' changes the output"):
         require_sound(symmetry, module, inputs)
+
+
+class Attention(nn.Module):
+    """Two heads that a constant mask tells apart; each projects with a matrix of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Parameter(torch.randn(2, 2, 3)) for _ in range(3))
+        self.out = nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        q, k, v = (torch.einsum("nti,hid->nhtd", x, w) for w in (self.q, self.k, self.v))
+        mask = torch.arange(32, dtype=x.dtype).view(2, 4, 4).sin()
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return mixed.transpose(1, 2).flatten(2) @ self.out
+
+
+def test_units_inside_of_fixed_ones_are_derived():
+    """Heads do not move, yet the units in each of them do: the matrix of a head counts them along a fixed axis."""
+    torch.manual_seed(0)
+    module, inputs = Attention(), (torch.randn(2, 4, 2),)
+    symmetry = derive_symmetry(module, inputs)
+    assert symmetry.log10_order() == pytest.approx(4 * math.log10(math.factorial(3)))
+
+
+class Function(nn.Module):
+    """A function between two matrices."""
+
+    def __init__(self, function, units: int = 4) -> None:
+        super().__init__()
+        self.first, self.function = nn.Linear(3, units), function
+        self.last = nn.Linear(function(torch.zeros(1, units)).shape[1], 2)
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("function", "order"),
+    [
+        (lambda t: torch.cat([t.narrow(1, 0, 2).cos(), t.narrow(1, -2, 2)], 1), 4),
+        (torch.nn.functional.logsigmoid, 24),
+        (lambda t: torch.tensordot(t, t.new_ones(4, 1), 1) * t, 24),
+    ],
+    ids=["narrow from the end", "logsigmoid", "tensordot"],
+)
+def test_free_units_are_not_fixed(function, order):
+    torch.manual_seed(0)
+    symmetry = derive_symmetry(Function(function), (torch.randn(4, 3),))
+    assert symmetry.log10_order() == pytest.approx(math.log10(order))
+
+
+def test_activations_of_several_outputs_are_seen():
+    torch.manual_seed(0)
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0][:, -1])
+
+    assert derive_symmetry(Recurrent(), (torch.randn(4, 5, 2),)).log10_order() == pytest.approx(math.log10(6))
