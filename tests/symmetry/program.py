@@ -37,7 +37,7 @@ class Program(nn.Module):
         self.register_parameter(name, nn.Parameter(values.float(), requires_grad=False))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return readout(self.body(self, *inputs), self.v)
+        return readout(self.body(self, *inputs), self.get_parameter("v"))
 
     def run(self, tensors: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> Tensor:
         """The output for other values of the parameters, in their precision, without the machinery of modules."""

@@ -103,8 +103,8 @@ POOLING = {
         for d in (1, 2)
         for name in (f"adaptive_max_pool{d}d", f"adaptive_avg_pool{d}d")
     },
-    "max_pool1d_with_indices": pooled(1, lambda t: functional.max_pool1d_with_indices(t, 2, 1)[0]),
-    "max_pool2d_with_indices": pooled(2, lambda t: functional.max_pool2d_with_indices(t, 2, 1)[0]),
+    "max_pool1d_with_indices": pooled(1, lambda t: functional.max_pool1d_with_indices(t, [2], [1])[0]),
+    "max_pool2d_with_indices": pooled(2, lambda t: functional.max_pool2d_with_indices(t, [2], [1])[0]),
     "max_pool3d_with_indices": pooled(3, lambda t: functional.max_pool3d_with_indices(t, [2], [1])[0]),
     "_adaptive_avg_pool2d": pooled(2, lambda t: torch._adaptive_avg_pool2d(t, 2)),
     "_adaptive_avg_pool3d": pooled(3, lambda t: torch._adaptive_avg_pool3d(t, 2)),
