@@ -20,7 +20,7 @@ from torch import Tensor
 from mergeline.errors import InputError
 from mergeline.symmetry.derive import derive_symmetry
 from tests.symmetry.program import Program, largest_change, readout
-from tests.symmetry.steps import BINARY, UNARY, Maker, Step, fits
+from tests.symmetry.steps import BINARY, UNARY, Maker, Step, fits, linear
 
 TOLERANCE = 1e-6
 """float64 rounding, enlarged by norms of nearly constant values; a wrong permutation changes more than this."""
@@ -58,7 +58,8 @@ def random_program(seed: int, steps: int) -> tuple[Program, tuple[Tensor, ...], 
     lines: list[Line] = []
     values = list(inputs)
     while len(lines) < steps:
-        line = _random_line(make, values)
+        first = len(lines) < len(inputs)  # every input is read by a layer; what it gives is at hand for the others
+        line = Line("linear", (len(lines),), linear(make, inputs[len(lines)])) if first else _random_line(make, values)
         if line is None:
             continue
         value = line.step(_Drawn(make), *(values[place] for place in line.operands))
@@ -93,7 +94,7 @@ class _Drawn:
 
 def _random_line(make: Maker, values: list[Tensor]) -> Line | None:
     """A step of a random kind on random values, late ones more often than early ones; None where they do not suit."""
-    weights = [1 + 2 * place for place in range(len(values))]
+    weights = [0, 0, *range(1, len(values) - 1)]
     kinds = {**UNARY, **BINARY}
     kind = make.random.choices(list(kinds), [weight for _, weight in kinds.values()])[0]
     operands = tuple(make.random.choices(range(len(values)), weights, k=2 if kind in BINARY else 1))

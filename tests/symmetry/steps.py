@@ -62,7 +62,7 @@ def binary(weight: int = 1) -> Callable[[Any], Any]:
 # Layers with units of their own.
 
 
-@unary(weight=8)
+@unary(weight=12)
 def linear(make: Maker, x: Tensor) -> Step:
     units = make.size()
     w, b = make.parameter(units, x.shape[-1]), make.parameter(units)

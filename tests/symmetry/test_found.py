@@ -1,5 +1,6 @@
 """Faults that were found once, each in its smallest form."""
 
+import dataclasses
 import math
 from unittest.mock import patch
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from mergeline.errors import InputError
 from mergeline.symmetry.derive import derive_symmetry
+from mergeline.symmetry.layout import Units
 from mergeline.symmetry.symmetry import Family, Symmetry, parameter_layout
 from mergeline.symmetry.verify import require_sound
 
@@ -96,8 +98,13 @@ def test_activations_of_several_outputs_are_seen():
 
 def test_parts_without_elements_are_joined():
     torch.manual_seed(0)
-    symmetry = derive_symmetry(Function(lambda t: torch.cat([t[:, :4], t[:, 4:]], 1)), (torch.randn(4, 3),))
-    assert symmetry.log10_order() == pytest.approx(math.log10(24))
+
+    def rotated(t):
+        heads = t.view(len(t), 2, 2)
+        return torch.cat([heads[..., :2].tanh(), heads[..., 2:]], -1).flatten(1)
+
+    symmetry = derive_symmetry(Function(rotated), (torch.randn(4, 3),))
+    assert symmetry.log10_order() >= math.log10(2 * 2 * 2) - 1e-9
 
 
 def test_numbers_in_the_code_do_not_make_the_trace_functional():
@@ -107,3 +114,18 @@ def test_numbers_in_the_code_do_not_make_the_trace_functional():
     with patch.object(torch.export.ExportedProgram, "run_decompositions") as run_decompositions:
         derive_symmetry(module, (torch.randn(4, 3),))
     run_decompositions.assert_not_called()
+
+
+def test_units_over_nothing_are_refused():
+    """An edited text may take away the outer units of an axis and leave the inner ones that lie over them."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv1d(3, 4, 1), nn.Conv1d(4, 4, 1, groups=2), nn.ReLU(), nn.Conv1d(4, 3, 1))
+    inputs = (torch.randn(2, 3, 5),)
+    symmetry = derive_symmetry(module, inputs)
+    weight = symmetry.parameters["1.weight"]
+    broken = dataclasses.replace(weight, dims=(Units("free"), *weight.dims[1:]))
+    families = {**symmetry.families, "free": Family("free", 4)}
+    with pytest.raises(InputError, match=r"units lie over"):
+        dataclasses.replace(
+            symmetry, families=families, parameters={**symmetry.parameters, "1.weight": broken}, sites=()
+        ).verify(module, inputs)

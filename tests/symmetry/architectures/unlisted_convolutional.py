@@ -172,7 +172,7 @@ class Lstm(nn.Module):
         self.head = nn.Linear(2 * hidden, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.lstm(self.embed(x))[0][:, -1])
+        return self.head(self.lstm(self.embed(x))[0].mean(1))
 
 
 ARCHITECTURES = {
