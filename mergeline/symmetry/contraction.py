@@ -51,7 +51,6 @@ class Record:
         if axes:
             self.sightings.append(Sighting(node, axes, "def", node))
 
-
     def pools(self, x: AbstractTensor, node: str) -> None:
         """`node` pools or averages x."""
         if x.activation and x.node:

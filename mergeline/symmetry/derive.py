@@ -65,6 +65,11 @@ def derive_symmetry(module: nn.Module, example_inputs: Inputs, *, verify: bool =
     return symmetry
 
 
+def _counts(layout: Layout) -> bool:
+    """Whether an axis carries units, or counts the units of others."""
+    return not isinstance(layout, Fixed) or layout.counted
+
+
 def _on_device_of(module: nn.Module, example_inputs: Inputs) -> Inputs:
     device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
     return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example_inputs)
@@ -99,11 +104,13 @@ def _sites(
     @cache
     def shown(value: str) -> tuple[dict[int, Layout], list[Span]]:
         """The axes of a value that carry units, and the groups in them."""
+        if value not in found.values:  # one of several outputs
+            return {}, []
         try:
             layouts = extraction.layouts(found.values[value], value)
         except NotUniformError:
             return {}, []
-        dims = {dim: rename(layout, readable) for dim, layout in enumerate(layouts) if not isinstance(layout, Fixed)}
+        dims = {dim: rename(layout, readable) for dim, layout in enumerate(layouts) if _counts(layout)}
         return dims, [span for span in joined_spans(dims, symmetry.families, symmetry.active) if span.path in groups]
 
     sites: dict[Site, None] = {}

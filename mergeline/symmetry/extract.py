@@ -8,7 +8,7 @@ over the enclosing ones. What is not uniform is frozen, and the extraction begin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -16,7 +16,19 @@ import numpy as np
 
 from mergeline.symmetry.domains import Axis, Domains, Indices
 from mergeline.symmetry.labels import AbstractTensor, Level, extents, resolve, spread
-from mergeline.symmetry.layout import Blocks, Fixed, Layout, Segments, Units, factors, is_fixed_name
+from mergeline.symmetry.layout import (
+    Blocks,
+    Fixed,
+    Layout,
+    Segments,
+    Units,
+    count,
+    extent,
+    factors,
+    families_of,
+    is_counted,
+    names_in,
+)
 from mergeline.symmetry.unify import regions
 
 ROUNDS = 1000
@@ -31,6 +43,14 @@ class NotUniformError(Exception):
         self.domains = domains
 
 
+class SplitUpError(Exception):
+    """The domains of one family lie over fixed positions in one tensor, and one after the other in another."""
+
+    def __init__(self, domains: Sequence[int]) -> None:
+        super().__init__("units lie over fixed positions here, and one after the other there")
+        self.domains = tuple(domains)
+
+
 @dataclass(frozen=True)
 class Fibre:
     """Units whose domain is `domains[i, j, ...]` inside the enclosing units i, j, ..; `inner` lies in each of them."""
@@ -39,7 +59,15 @@ class Fibre:
     inner: Tree | None
 
 
-Tree = Fixed | Fibre | tuple["Tree", ...]
+@dataclass(frozen=True)
+class Places:
+    """`size` fixed positions, over each of which lies `inner`."""
+
+    size: int
+    inner: Tree
+
+
+Tree = Fixed | Fibre | Places | tuple["Tree", ...]
 
 
 @dataclass
@@ -55,8 +83,10 @@ class FoundFamily:
 class Extraction:
     """Families found so far (under numbers as names), and who owns which domain."""
 
-    def __init__(self, domains: Domains) -> None:
+    def __init__(self, domains: Domains, together: Collection[tuple[int, ...]] = ()) -> None:
+        """`together`: domains that are one family over fixed positions where they follow one another."""
         self.domains = domains
+        self.together = together
         self.complete = False  # set when all parameters are read: activations bring no new families
         self.families: dict[str, FoundFamily] = {}
         self._by_key: dict[object, str] = {}
@@ -77,7 +107,18 @@ class Extraction:
                 raise NotUniformError(_members(labels[axis]), "axes depend on each other in a circle")
             for axis in ready:
                 done[axis] = self._layout(x, axis, labels[axis], sorted(needs[axis]), done, name)
+                over = {outer for family in families_of(done[axis]) for outer in self.families[family].over}
+                for j in needs[axis]:
+                    done[j] = count(done[j], over)
+                self._require_one_place(done, axis, over, labels[axis])
         return tuple(done[axis] for axis in range(x.ndim))
+
+    def _require_one_place(self, done: Mapping[int, Layout], axis: int, over: Set[str], label: Sequence[Level]) -> None:
+        """What the units of an axis lie over must stand on that axis, or on exactly one other."""
+        for outer in over - set(names_in(done[axis])):
+            places = [part for j, layout in done.items() if j != axis for part in map(str, factors(layout) or [])]
+            if places.count(outer) != 1:
+                raise NotUniformError(_members(label), "units lie over two axes that look alike")
 
     def _layout(
         self,
@@ -96,13 +137,14 @@ class Extraction:
             parts = factors(done[j])
             if parts is None:
                 raise NotUniformError(_members(label), "units that depend on a concatenated axis")
-            enclosing += [str(part) for part in parts]
+            enclosing += [f"#{part.size}" if isinstance(part, Fixed) else str(part) for part in parts]
         flat = [level.move(lambda a: _rows(a, [*needs, axis])) for level in spread(label, extents(label))]
-        count = math.prod(x.shape[j] for j in needs)
-        trees = [self._tree([level.move(itemgetter(i)) for level in flat], n) for i in range(count)]
+        rows = math.prod(x.shape[j] for j in needs)
+        trees = [self._tree([level.move(itemgetter(i)) for level in flat], n) for i in range(rows)]
         tree = _zip(trees, _members(label))
-        shape = [int(part[1:]) if is_fixed_name(part) else self.families[part].size for part in enclosing]
-        return self._named(_reshape(tree, shape), enclosing, ((name, axis), False))
+        sizes = {name: family.size for name, family in self.families.items()}
+        tree = _reshape(tree, [extent(part, sizes) for part in enclosing])
+        return self._named(tree, enclosing, ((name, axis), False))
 
     def _tree(self, row: Sequence[Level], n: int) -> Tree:
         """The tree of a one-dimensional label."""
@@ -121,14 +163,26 @@ class Extraction:
                 windows = [slice(start, start + region.run) for start in range(region.start, region.stop, region.run)]
                 inside = [self._tree([level.move(itemgetter(w)) for level in row[1:]], region.run) for w in windows]
                 parts.append(Fibre(np.array(region.domain), _zip(inside, [region.domain])))
-        parts = _joined_fixed(parts)
+        parts = self._over_places(_joined_fixed(parts))
         return parts[0] if len(parts) == 1 else tuple(parts)
+
+    def _over_places(self, parts: list[Tree]) -> list[Tree]:
+        """Parts whose domains belong together, as one part over fixed positions."""
+        for domains in self.together:
+            for start in range(len(parts) - len(domains) + 1):
+                run = parts[start : start + len(domains)]
+                if all(isinstance(part, Fibre) and part.domains == d for part, d in zip(run, domains, strict=True)):
+                    parts[start : start + len(domains)] = [Places(len(domains), _zip(run, domains))]
+                    break
+        return parts
 
     def _named(self, tree: Tree, enclosing: Sequence[str], where: tuple[Axis, bool]) -> Layout:
         if isinstance(tree, Fixed):
             return tree
         if isinstance(tree, tuple):
             return Segments(tuple(self._named(part, enclosing, where) for part in tree))
+        if isinstance(tree, Places):
+            return Blocks(f"#{tree.size}", self._named(tree.inner, [*enclosing, f"#{tree.size}"], where))
         if tree.inner is None:
             return Units(self._family(tree.domains, enclosing, where))
         family = self._family(tree.domains, enclosing, (where[0], True))
@@ -146,10 +200,8 @@ class Extraction:
         blamed = self._above(over) or members
         if len(set(members)) < len(members):
             raise NotUniformError(blamed, "units of several outer units are tied")
-        if len({name for name in over if is_fixed_name(name)}) < sum(map(is_fixed_name, over)) or any(
-            enclosing.count(name) > 1 for name in over
-        ):
-            raise NotUniformError(blamed, "units lie over two axes of the same kind")
+        if any(enclosing.count(name) > 1 for name in over):
+            raise NotUniformError(blamed, "units lie over two axes that look alike")
         if any(not set(self.families[name].over) <= set(over) for name in over if name in self.families):
             raise NotUniformError(blamed, "units lie over some of several nested units")
         key = (domains.shape, domains.tobytes(), tuple(over))
@@ -158,8 +210,7 @@ class Extraction:
                 raise NotUniformError(members, "units that no parameter has")
             for domain in members:
                 if domain in self._owner:
-                    other = self.families[self._owner[domain]].over
-                    raise NotUniformError(self._above([*over, *other]) or members, "units shared by two families")
+                    self._refuse_second_family(domains, over, self.families[self._owner[domain]])
             name = f"f{len(self.families)}"
             self._by_key[key] = name
             self._owner.update(dict.fromkeys(members, name))
@@ -169,6 +220,16 @@ class Extraction:
             self.families[name].axes.append(where)
         return name
 
+    def _refuse_second_family(self, domains: Indices, over: Sequence[str], other: FoundFamily) -> None:
+        """Domains belong to one family only: try them together, or else freeze what they lie over."""
+        split_up = [(d, o) for d, o in ((domains, over), (other.domains, other.over)) if d.size > 1]
+        if len(split_up) == 1 and all(is_counted(name) for name in split_up[0][1]):
+            together = tuple(split_up[0][0].ravel().tolist())
+            if together not in self.together:
+                raise SplitUpError(together)
+        blamed = self._above([*over, *other.over]) or domains.ravel().tolist()
+        raise NotUniformError(blamed, "units shared by two families")
+
     def _above(self, over: Sequence[str]) -> list[int]:
         return [d for name in over if name in self.families for d in self.families[name].domains.ravel().tolist()]
 
@@ -177,13 +238,16 @@ def extract(
     domains: Domains, tensors: Mapping[str, AbstractTensor]
 ) -> tuple[Extraction, dict[str, tuple[Layout, ...]]]:
     """Layouts of all tensors in terms of common families; freezes what is not uniform."""
+    together: set[tuple[int, ...]] = set()
     for _ in range(ROUNDS):
-        extraction = Extraction(domains)
+        extraction = Extraction(domains, together)
         domains.node = ""
         try:
             layouts = {name: extraction.layouts(x, name) for name, x in tensors.items()}
             extraction.complete = True
             return extraction, layouts
+        except SplitUpError as fault:
+            together.add(fault.domains)
         except NotUniformError as fault:
             for domain in fault.domains:
                 domains.freeze(domain, str(fault))
@@ -223,6 +287,11 @@ def _zip(trees: Sequence[Tree], blamed: Sequence[int]) -> Tree:
         if any(not isinstance(tree, tuple) or len(tree) != len(first) for tree in trees):
             raise NotUniformError(blamed, "units differ in what lies inside them")
         return tuple(_zip(parts, blamed) for parts in zip(*trees, strict=True))
+    if isinstance(first, Places):
+        places = [tree for tree in trees if isinstance(tree, Places) and tree.size == first.size]
+        if len(places) < len(trees):
+            raise NotUniformError(blamed, "units differ in what lies inside them")
+        return Places(first.size, _zip([tree.inner for tree in places], blamed))
     fibres = [tree for tree in trees if isinstance(tree, Fibre) and (tree.inner is None) == (first.inner is None)]
     if len(fibres) < len(trees):
         raise NotUniformError(blamed, "units differ in what lies inside them")
@@ -236,5 +305,7 @@ def _reshape(tree: Tree, lead: Sequence[int]) -> Tree:
         return tree
     if isinstance(tree, tuple):
         return tuple(_reshape(part, lead) for part in tree)
+    if isinstance(tree, Places):
+        return Places(tree.size, _reshape(tree.inner, lead))
     domains = tree.domains.reshape([*lead, *tree.domains.shape[1:]])
     return Fibre(domains, None if tree.inner is None else _reshape(tree.inner, lead))

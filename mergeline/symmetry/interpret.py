@@ -111,7 +111,7 @@ class _Walk:
             return value
         if value.device.type == "meta" or value.numel() > LARGEST_CONSTANT or 0 in value.shape:
             return fixed(self.domains, value.shape, activation=False)
-        return of_data(self.domains, value.detach().cpu().numpy())
+        return of_data(self.domains, value.detach())
 
     def _read(self, arguments: Any) -> Any:
         return map_arg(arguments, lambda node: self.environment[node])

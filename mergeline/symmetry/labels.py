@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from torch import Tensor
 
 from mergeline.symmetry.domains import NONE, Axis, Domains, Indices, Sum
 
@@ -222,7 +221,9 @@ class AbstractTensor:
     node: str = field(default="")
 
     def __post_init__(self) -> None:
-        labels = tuple(CONSTANT if n == 1 else label for n, label in zip(self.shape, self.labels, strict=True))
+        # One element cannot move, and where there are none, none does.
+        empty = 0 in self.shape
+        labels = tuple(CONSTANT if empty or n == 1 else x for n, x in zip(self.shape, self.labels, strict=True))
         object.__setattr__(self, "labels", labels)
         sources = self.sources or (frozenset(),) * len(self.shape)
         assert len(sources) == len(self.shape), "every axis has its sources"
@@ -257,7 +258,7 @@ def constant(domains: Domains, shape: Sequence[int]) -> AbstractTensor:
     return AbstractTensor(domains, tuple(shape), (CONSTANT,) * len(shape))
 
 
-def of_data(domains: Domains, data: NDArray[Any]) -> AbstractTensor:
+def of_data(domains: Domains, data: Tensor) -> AbstractTensor:
     """A tensor of numbers that belong to the model's code: fixed, except where it does not vary."""
-    labels = tuple(CONSTANT if bool((data == np.take(data, [0], axis)).all()) else FIXED for axis in range(data.ndim))
-    return AbstractTensor(domains, data.shape, labels)
+    labels = tuple(CONSTANT if bool((data == data.narrow(axis, 0, 1)).all()) else FIXED for axis in range(data.ndim))
+    return AbstractTensor(domains, tuple(data.shape), labels)

@@ -115,7 +115,7 @@ def select(x: AbstractTensor, axis: int, index: int) -> AbstractTensor:
 
 def concatenate(tensors: Sequence[AbstractTensor], axis: int) -> AbstractTensor:
     """One after the other: units of each part stay within it."""
-    tensors = [x for x in tensors if x.shape != (0,)]
+    tensors = [x for x in tensors if 0 not in x.shape] or tensors[:1]
     ndim = tensors[0].ndim
     axis %= ndim
     if len(tensors) == 1:

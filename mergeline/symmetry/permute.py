@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mergeline.errors import InputError
 from mergeline.symmetry.layout import (
     Blocks,
     Fixed,
@@ -16,7 +17,8 @@ from mergeline.symmetry.layout import (
     extent,
     factors,
     families_of,
-    is_fixed_name,
+    is_counted,
+    names_in,
     width,
 )
 from mergeline.symmetry.symmetry import ParameterLayout, Symmetry
@@ -35,8 +37,8 @@ def gather_index(
     sizes = symmetry.sizes
     lead = [extent(name, sizes) for name in enclosing]
     match layout:
-        case Fixed(size):
-            return torch.arange(size).expand(*lead, size)
+        case Fixed():
+            return torch.arange(layout.size).expand(*lead, layout.size)
         case Units(family):
             return _family_index(family, symmetry, permutations, enclosing)
         case Blocks(family, inner):
@@ -63,10 +65,13 @@ def group_index(path: Sequence[str], symmetry: Symmetry, permutations: Permutati
 def _family_index(family: str, symmetry: Symmetry, permutations: Permutations, enclosing: Sequence[str]) -> Tensor:
     """Permutation of a family with its `over` axes moved to their places among `enclosing` (innermost wins)."""
     lead = [extent(name, symmetry.sizes) for name in enclosing]
-    if is_fixed_name(family):
+    if is_counted(family):
         size = extent(family, symmetry.sizes)
         return torch.arange(size).expand(*lead, size)
     over = symmetry.families[family].over
+    for outer in over:
+        if outer not in enclosing:
+            raise InputError(f"symmetry: units lie over '{outer}', which no axis of the tensor counts")
     places = [max(i for i, name in enumerate(enclosing) if name == outer) for outer in over]
     order = sorted(range(len(over)), key=lambda i: places[i])
     index = permutations[family].permute(*order, len(over))
@@ -94,8 +99,8 @@ def permute_tensor(
 
 def _outer_dims(layout: ParameterLayout, symmetry: Symmetry, dim: int) -> list[int]:
     """Other axes of the tensor whose units choose the permutation of this axis (grouped convolutions, experts)."""
-    own = set(families_of(layout.dims[dim]))
-    needed = {outer for family in own for outer in symmetry.families[family].over} - own
+    axis = layout.dims[dim]
+    needed = {outer for family in families_of(axis) for outer in symmetry.families[family].over} - set(names_in(axis))
     return [
         j for j, axis in enumerate(layout.dims) if j != dim and needed & {str(part) for part in factors(axis) or ()}
     ]

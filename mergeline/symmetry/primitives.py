@@ -28,7 +28,7 @@ def freeze(x: AbstractTensor, axis: int, why: str) -> AbstractTensor:
     label = x.labels[axis]
     if label:
         freeze_row(x.domains, label, why)
-    return x if label is CONSTANT and x.shape[axis] == 1 else x.with_label(axis, FIXED)
+    return x.with_label(axis, FIXED)
 
 
 def freeze_all(x: AbstractTensor, why: str) -> AbstractTensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mergeline.errors import InputError
-from mergeline.symmetry.layout import Fixed, Layout, extent, families_of, is_fixed_name, parse, width
+from mergeline.symmetry.layout import Fixed, Layout, extent, families_of, is_counted, parse, width
 from mergeline.symmetry.units import Family, Span, joined_spans, spans
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Symmetry:
     def __post_init__(self) -> None:
         for family in self.families.values():
             for outer in family.over:
-                if outer not in self.families and not is_fixed_name(outer):
+                if outer not in self.families and not is_counted(outer):
                     raise InputError(f"symmetry: family '{family.name}' lies over '{outer}', which is not declared")
         for name, layout in self.parameters.items():
             for mentioned in (f for dim in layout.dims for f in families_of(dim)):

@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 from mergeline.errors import InputError
 from mergeline.symmetry.symmetry import Site, Symmetry
 from mergeline.symmetry.trace import Inputs, arguments, is_mutable, node_names, trace
-from mergeline.symmetry.units import units_first
+from mergeline.symmetry.units import samples_of
 
 Consumers = Literal["last", "all"]
 
@@ -59,7 +59,7 @@ class Tap:
         values = self.run(state, inputs)
         sizes = self.symmetry.sizes
         return {
-            site: torch.cat([units_first(values[site.node], span, sizes) for span in spans], dim=1).T
+            site: torch.cat([samples_of(values[site.node], span, sizes) for span in spans])
             for site, spans in self._spans.items()
         }
 

@@ -72,12 +72,12 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
     with _quiet_eval(module):
         try:
             program = _export(module, args, kwargs)
+            if any(_needs_functional(node) for node in program.graph.nodes):
+                program = program.run_decompositions({})
         except Exception as fault:  # torch.export raises whatever the module's code raises
             raise InputError(
                 f"symmetry of {type(module).__name__}: torch.export cannot trace it with these inputs: {fault}"
             ) from fault
-        if any(_needs_functional(node) for node in program.graph.nodes):
-            program = program.run_decompositions({})
     return Trace(program, node_names(program.graph))
 
 
@@ -93,7 +93,7 @@ def arguments(example_inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
     shapes = ShapesCollection()
     for leaf in tree_leaves((args, kwargs)):
-        if isinstance(leaf, Tensor) and leaf.ndim:
+        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] > 1:
             shapes[leaf] = {0: Dim.AUTO}
     try:
         dynamic = shapes.dynamic_shapes(module, args, kwargs)
@@ -146,6 +146,7 @@ def is_pointwise(node: Node) -> bool:
     return any(torch.Tag.pointwise in overload.tags for overload in overloads)
 
 
+_CHANGE_NO_ELEMENT = ("detach_", "requires_grad_", "lift_fresh_")
 _RETURN_THEIR_INPUT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 
 
@@ -159,7 +160,7 @@ def _may_share_memory(node: Node) -> bool:
 
 def _needs_functional(node: Node) -> bool:
     """Whether an in-place operation could be seen through a view, or is not simply pointwise."""
-    if not is_mutable(node):
+    if not is_mutable(node) or operation(node) in _CHANGE_NO_ELEMENT:
         return False
     target = node.args[0] if node.args else None
     if not is_pointwise(node) or not isinstance(target, Node) or target.op != "call_function":

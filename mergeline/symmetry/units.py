@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from mergeline.errors import InputError
-from mergeline.symmetry.layout import Layout, Units, extent, factors, families_of, terms, width
+from mergeline.symmetry.layout import Layout, extent, factors, families_of, terms, width
 
 
 @dataclass(frozen=True)
 class Family:
     """`size` units under one permutation; one permutation for each combination of units of `over`.
 
-    `over` names other families, or an axis of 8 fixed positions as `_8`.
+    `over` names other families, or eight fixed positions of another axis as `#8`.
     """
 
     name: str
@@ -53,7 +53,8 @@ def spans(dims: Mapping[int, Layout], families: Mapping[str, Family]) -> Iterato
     for dim, layout in dims.items():
         for term in terms(layout, sizes):
             path, places = list(term.path), [(dim, stride) for stride in term.strides]
-            missing = [o for name in term.path for o in families[name].over if o not in term.path]
+            over = [outer for name in term.path if name in families for outer in families[name].over]
+            missing = [outer for outer in over if outer not in term.path]
             for place, outer in enumerate(dict.fromkeys(missing)):
                 path.insert(place, outer)
                 places.insert(place, _place(outer, dims, dim, sizes))
@@ -71,15 +72,15 @@ def joined_spans(dims: Mapping[int, Layout], families: Mapping[str, Family], uni
     for span in spans(dims, families):
         outer: list[tuple[str, tuple[int, int]]] = []
         for dim, layout in dims.items():
-            if dim == span.dim or not units & set(families_of(layout)):
-                continue
             parts = factors(layout)
+            if dim == span.dim or (parts is None and not units & set(families_of(layout))):
+                continue
             if parts is None:
                 break
             outer += [
-                (part.family, (dim, math.prod(width(rest, sizes) for rest in parts[k + 1 :])))
+                (str(part), (dim, math.prod(width(rest, sizes) for rest in parts[k + 1 :])))
                 for k, part in enumerate(parts)
-                if isinstance(part, Units) and part.family in units
+                if str(part) in units or str(part) in span.path
             ]
         else:
             own = [k for k, place in enumerate(span.places) if place[0] == span.dim]
@@ -95,11 +96,25 @@ def _place(outer: str, dims: Mapping[int, Layout], dim: int, sizes: Mapping[str,
         for k, part in enumerate(parts):
             if j != dim and outer == str(part):
                 return j, math.prod(width(rest, sizes) for rest in parts[k + 1 :])
-    raise InputError(f"symmetry: units lie over '{outer}', which no other axis of the tensor counts")
+    raise InputError(f"symmetry: units lie over '{outer}', which no axis of the tensor counts")
 
 
 def units_first(tensor: Tensor, span: Span, sizes: Mapping[str, int]) -> Tensor:
     """All values of each unit as one row, [units, values per unit], units in order from outer to inner."""
+    parts, units, rest = _by_units(tensor, span, sizes)
+    return parts.permute(*units, *rest).reshape(math.prod(parts.shape[axis] for axis in units), -1)
+
+
+def samples_of(tensor: Tensor, span: Span, sizes: Mapping[str, int]) -> Tensor:
+    """All values of each unit as one column, [values per unit, units]."""
+    parts, units, rest = _by_units(tensor, span, sizes)
+    if units[-1] == max(axis for axis, n in enumerate(parts.shape) if n > 1 or axis == units[-1]):
+        return parts.permute(*rest, *units).reshape(-1, math.prod(parts.shape[axis] for axis in units))
+    return units_first(tensor, span, sizes).T  # faster where the units are not last, as in images
+
+
+def _by_units(tensor: Tensor, span: Span, sizes: Mapping[str, int]) -> tuple[Tensor, list[int], list[int]]:
+    """The tensor with an axis for each family of the path (listed first) and other axes (listed second)."""
     counts = [extent(name, sizes) for name in span.path]
     positions = span.start + torch.arange(span.width, device=tensor.device)
     for (dim, stride), count in reversed(list(zip(span.places, counts, strict=True))):
@@ -117,6 +132,5 @@ def units_first(tensor: Tensor, span: Span, sizes: Mapping[str, int]) -> Tensor:
             shape += [left // (counts[k] * inner), counts[k]]
             left = inner
         shape.append(left)
-    order = [axis_of[k] for k in range(len(counts))]
-    rest = [axis for axis in range(len(shape)) if axis not in order]
-    return tensor.reshape(shape).permute(*order, *rest).reshape(math.prod(counts), -1)
+    units = [axis_of[k] for k in range(len(counts))]
+    return tensor.reshape(shape), units, [axis for axis in range(len(shape)) if axis not in units]

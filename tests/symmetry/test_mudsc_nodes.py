@@ -94,7 +94,7 @@ def test_vit_groups_are_their_nodes_but_for_the_tied_heads(case):
     ours = {}
     for name, group in symmetry.groups.items():
         ours[name] = {
-            (split_projection(axis.param, axis.dim, axis.start, axis.size), axis.dim, axis.role == CONSUMER)
+            (split_projection(axis.param, axis.dim, axis.span.start, group.size), axis.dim, axis.role == CONSUMER)
             for axis in group.axes
         }
     theirs = [

@@ -69,6 +69,19 @@ def einstein(call: Call, equation: str, tensors: Sequence[AbstractTensor]) -> Ab
     return einsum(equation, tensors, call.record, call.node)
 
 
+@rule("tensordot")
+def tensordot(
+    call: Call, x: AbstractTensor, other: AbstractTensor, dims_self: Sequence[int], dims_other: Sequence[int]
+) -> AbstractTensor:
+    """Sums over pairs of axes; the other axes of both follow one another."""
+    left, right = list(letters[: x.ndim]), list(letters[x.ndim : x.ndim + other.ndim])
+    for i, j in zip(dims_self, dims_other, strict=True):
+        right[j % other.ndim] = left[i % x.ndim]
+    summed = {left[i % x.ndim] for i in dims_self}
+    kept = [letter for letter in left + right if letter not in summed]
+    return einsum(f"{''.join(left)},{''.join(right)}->{''.join(kept)}", [x, other], call.record, call.node)
+
+
 @rule("outer", "ger")
 def outer(call: Call, x: AbstractTensor, vec2: AbstractTensor) -> AbstractTensor:
     """All products of two vectors."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from mergeline.symmetry.domains import Axis
 from mergeline.symmetry.labels import FIXED, AbstractTensor, Label, UnsupportedError, move
 from mergeline.symmetry.movement import expand, slice_axis, unsqueeze
 from mergeline.symmetry.primitives import drop, freeze, freeze_all, pointwise, tie_all
@@ -37,11 +38,15 @@ def _lookup(call: Call, table: AbstractTensor, axis: int, indices: AbstractTenso
     labels = list(table.labels)
     labels[axis : axis + indices.ndim] = indices.labels
     activation = table.activation or indices.activation
-    sources = table.sources
-    if activation and not table.activation:
-        call.record.writes(sources, call.node)  # rows of a parameter become activations here
-        sources = ()
+    sources = _sources(call, table, activation)
     return AbstractTensor(table.domains, tuple(shape), tuple(labels), sources, activation)
+
+
+def _sources(call: Call, table: AbstractTensor, activation: bool) -> tuple[frozenset[Axis], ...]:
+    """The sources of what is looked up in a table; where inputs choose, its features become activations here."""
+    if activation and not table.activation:
+        call.record.writes(table.sources, call.node)
+    return () if activation else table.sources
 
 
 @rule("index")
@@ -63,7 +68,8 @@ def index(call: Call, x: AbstractTensor, indices: Sequence[AbstractTensor | None
         x = unsqueeze(x, place)
     labels = list(x.labels)
     labels[place : place + len(common)] = [FIXED] * len(common)
-    return AbstractTensor(x.domains, call.shape, tuple(labels), () if activation else x.sources, activation)
+    sources = _sources(call, x, activation)
+    return AbstractTensor(x.domains, call.shape, tuple(labels), sources, activation)
 
 
 @rule("gather")

@@ -116,9 +116,10 @@ def slices(
     length: int | None = None,
 ) -> AbstractTensor:
     """A stretch of an axis: units do not cross its edges."""
-    if length is not None:
-        assert start is not None
-        start %= x.shape[dim] + 1
+    if isinstance(start, AbstractTensor):
+        raise UnsupportedError("a place that depends on data")
+    if length is not None and start is not None:
+        start += x.shape[dim] if start < 0 else 0
         end = start + length
     return slice_axis(x, dim, start, end, step)
 

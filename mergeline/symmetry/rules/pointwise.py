@@ -13,7 +13,7 @@ from mergeline.symmetry.rules.table import Call, rule
 
 @rule(
     "contiguous", "clone", "alias", "detach", "to", "_to_copy", "type_as", "lift_fresh_copy", "lift_fresh", "lift",
-    "positive", "requires_grad", "_conj", "conj", "resolve_conj", "resolve_neg", "cpu", "float", "double", "half",
+    "positive", "requires_grad", "_conj", "resolve_conj", "resolve_neg", "cpu", "float", "double", "half",
 )  # fmt: skip
 def same(call: Call, x: AbstractTensor) -> AbstractTensor:
     """The same elements, perhaps stored differently."""
@@ -33,6 +33,7 @@ def dropout(call: Call, x: AbstractTensor, train: bool | None = False) -> object
 @rule(
     "absolute", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctanh", "fix", "negative", "hardswish",
     "hardsigmoid", "mish", "threshold", "real", "imag", "relu6", "selu", "square", "logical_not",
+    "log_sigmoid",
 )  # fmt: skip
 def unary(call: Call, x: AbstractTensor) -> AbstractTensor:
     """Pointwise, though not tagged so."""
