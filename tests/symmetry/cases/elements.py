@@ -46,7 +46,7 @@ UNARY: tuple[str, ...] = (
     "exp",
     "expm1",
 )
-UNARY += ("fix", "log", "logit", "neg", "negative", "real", "reciprocal", "rsqrt", "sigmoid", "sin", "square", "tanh")
+UNARY += ("log", "logit", "neg", "negative", "real", "reciprocal", "rsqrt", "sigmoid", "sin", "square", "tanh")
 ACTIVATIONS: tuple[str, ...] = (
     "gelu",
     "silu",
@@ -69,6 +69,7 @@ def of_fractions(function: Callable[[Tensor], Tensor]) -> Case:
 ELEMENTS = {
     **{name: of_fractions(getattr(torch, name)) for name in UNARY},
     **{name: on((3,), do=getattr(functional, name)) for name in ACTIVATIONS},
+    "fix": on((3,), do=lambda t: torch.fix(9 * t)),
     "threshold": on((3,), do=lambda t: torch.threshold(t, 0.1, 0.2)),
     "imag": on((3,), do=lambda t: torch.imag(t * (1 + 2j))),
     "_conj": on((3,), do=lambda t: aten._conj(t * (1 + 2j)).abs()),
@@ -166,6 +167,7 @@ WHOLE_AXES = {
     **{f"{name} kept": divided(getattr(torch, name)) for name in ("mean", "amax", "std")},
     "sum of all": on((3,), do=lambda t: t / t.sum()),
     "sum over two axes": on((3, 2), do=lambda t: t * t.sum((1, 2), keepdim=True)),
+    "amax of blocks": on((4,), do=lambda t: t.view(5, 2, 2).amax(1), smaller="blocks move whole"),
     "sum of blocks": on((4,), do=lambda t: t.view(5, 2, 2).exp().sum(2)),
     "linalg_vector_norm": on((3, 2), do=lambda t: t / torch.linalg.vector_norm(t, dim=1, keepdim=True)),
     "norm": on((3, 2), do=lambda t: aten.norm(t, 2, [1])),

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.symmetry.program import Case, on
+from tests.symmetry.program import Case, on, operand
 
 aten = torch.ops.aten
+PIXELS = "pixels are no units"
 SIZES = {1: (3,), 2: (2, 3), 3: (2, 2, 2)}
 
 
@@ -46,6 +47,12 @@ CONVOLUTIONS = {
     "conv2d": convolution(functional.conv2d, (2, 3, 2, 1), spatial=2),
     "conv2d with steps": convolution(lambda t, w, b: functional.conv2d(t, w, b, 2, 1), (2, 3, 1, 2), spatial=2),
     "conv3d": convolution(functional.conv3d, (2, 3, 2, 1, 1), spatial=3),
+    "conv1d over units": Case(
+        lambda p, x: functional.conv1d(operand(x, p.t), p.w),
+        {"t": (2, 2, 3), "w": (2, 2, 2)},
+        fixed=frozenset({"t"}),
+        smaller=PIXELS,
+    ),
     "conv without a batch": Case(
         lambda p, x: functional.conv1d((x[0][:, None] * p.first).t(), p.w)[None, :, 0] * x[:, :1],
         {"first": (3,), "w": (2, 3, 2)},
@@ -103,6 +110,8 @@ POOLING = {
         for d in (1, 2)
         for name in (f"adaptive_max_pool{d}d", f"adaptive_avg_pool{d}d")
     },
+    "max_pool1d of units": on((2, 3), do=lambda t: functional.max_pool1d(t, 2, 1), smaller=PIXELS),
+    "avg_pool2d of units": on((2, 2, 2), do=lambda t: functional.avg_pool2d(t, (2, 1)), smaller=PIXELS),
     "max_pool1d_with_indices": pooled(1, lambda t: functional.max_pool1d_with_indices(t, [2], [1])[0]),
     "max_pool2d_with_indices": pooled(2, lambda t: functional.max_pool2d_with_indices(t, [2], [1])[0]),
     "max_pool3d_with_indices": pooled(3, lambda t: functional.max_pool3d_with_indices(t, [2], [1])[0]),

@@ -12,6 +12,8 @@ aten = torch.ops.aten
 
 AXES = {
     "permute": on((2, 3), do=lambda t: t.permute(0, 2, 1)),
+    "permute of a square": on((2, 2), do=lambda t: t.permute(0, 2, 1).softmax(1).exp() * t),
+    "transpose of a square": on((2, 2), do=lambda t: t.transpose(1, 2).softmax(1).exp() * t),
     "transpose": on((2, 3), do=lambda t: t.transpose(1, -1)),
     "transpose of the batch": on((2, 3), do=lambda t: t.transpose(0, 2).sin().transpose(0, 2)),
     "swapaxes": on((2, 3), do=lambda t: torch.swapaxes(t, 1, 2)),
@@ -80,7 +82,7 @@ PARTS = {
     **{
         name: told_apart(parts)
         for name, parts in {
-            "split": lambda t: t.split(3, 1),
+            "split": lambda t: t.split(2, 1),
             "split_with_sizes": lambda t: t.split([1, 3], 1),
             "chunk": lambda t: t.chunk(2, 1),
             "tensor_split": lambda t: torch.tensor_split(t, 3, 1),
@@ -113,7 +115,7 @@ BORDERS = {
     "roll": on((3,), do=lambda t: t + 2 * t.roll(1, 1), smaller=MOVED),
     "roll of another axis": on((2, 3), do=lambda t: t + 2 * t.roll(1, 2), smaller=MOVED),
     "roll of everything": on((3,), do=lambda t: t + 2 * t.roll(2)),
-    "flip": on((2, 3), do=lambda t: t + 2 * t.flip(1), smaller=MOVED),
+    "flip": on((3, 2), do=lambda t: t + 2 * t.flip(1), smaller=MOVED),
     "constant_pad_nd": on((3,), do=lambda t: aten.constant_pad_nd(t, [1, 2], 0.5).exp(), smaller=MOVED),
     "pad": on((2, 3), do=lambda t: pad(t, (0, 1, 1, 0), value=2.0).exp()),
     "pad that cuts": on((4,), do=lambda t: pad(t, (-1, 1)).exp() + t),
