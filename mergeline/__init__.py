@@ -11,6 +11,7 @@ _HOME = {
     "PlanError": "mergeline.plan_file",
     "load_plan": "mergeline.plan_file",
     "Symmetry": "mergeline.symmetry.symmetry",
+    "derive_symmetry": "mergeline.symmetry.derive",
     "activation_similarity": "mergeline.similarity.activation",
     "weight_similarity": "mergeline.similarity.weight",
     "match_units": "mergeline.matching.match",

@@ -18,7 +18,8 @@ class Architecture(_Section):
     factory: str = Field(pattern=r"^[\w.]+:\w+$", description="module:function that returns the module")
     kwargs: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
     symmetry: str | None = Field(
-        default=None, description="module:function(module) or a YAML file: which units may change places"
+        default=None,
+        description="which units may change places: a YAML file or module:function(module); derived where not given",
     )
 
 

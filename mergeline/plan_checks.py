@@ -17,7 +17,6 @@ def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
     yield from _dataset_faults(raw)
     yield from _task_faults(raw, checkpoints)
     yield from _merge_faults(raw.get("merge") or {}, checkpoints)
-    yield from _align_faults(raw, checkpoints)
 
 
 def _entries(raw: dict[str, Any], section: str) -> list[dict[str, Any]]:
@@ -116,14 +115,3 @@ def _merge_faults(merge: Any, checkpoints: list[dict[str, Any]]) -> Iterator[str
         for i, entry in enumerate(checkpoints):
             if entry.get("base") is None and str(entry.get("name")) not in bases:
                 yield f"checkpoints[{i}].base: is missing; '{method.name}' merges task vectors (model - base)"
-
-
-def _align_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iterator[str]:
-    align = raw.get("align", {})
-    architecture = raw.get("architecture")
-    if not isinstance(align, dict) or not isinstance(architecture, dict):
-        return
-    bases = _base_names(checkpoints)
-    families = {str(entry.get("base") or entry.get("name")) for entry in checkpoints if entry.get("name") not in bases}
-    if len(families) > 1 and not architecture.get("symmetry"):
-        yield "architecture.symmetry: is missing; models of different bases are aligned by it (or set align: null)"

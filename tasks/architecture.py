@@ -44,23 +44,31 @@ def specify(architecture: Architecture) -> ArchitectureSpec:
 
 
 @stage("prove-symmetry")
-def prove_symmetry(architecture: ArchitectureSpec, rule: str, rule_version: str, inputs: DataSlice) -> ArtifactRef:
-    """Read the symmetry from a YAML file or make it by a function; refuse it unless permuting changes no output."""
+def prove_symmetry(
+    architecture: ArchitectureSpec, rule: str | None, rule_version: str, inputs: DataSlice
+) -> ArtifactRef:
+    """Derive the symmetry, or take it from a YAML file or a function; refuse it unless permuting changes no output."""
     from mergeline.models.build import build_model, import_function
+    from mergeline.symmetry.derive import derive_symmetry
     from mergeline.symmetry.symmetry import Symmetry
     from mergeline.symmetry.verify import require_sound
 
-    module = build_model(architecture.factory, architecture.kwargs)
-    if _is_file(rule):
+    module, images = build_model(architecture.factory, architecture.kwargs), inputs.load().images[:2]
+    if rule is None:
+        symmetry = derive_symmetry(module, (images,))
+    elif _is_file(rule):
         symmetry = Symmetry.from_yaml(Path(rule).read_text())
+        require_sound(symmetry, module, (images,))
     else:
         symmetry = import_function(rule, "architecture.symmetry")(module)
-    require_sound(symmetry, module, [inputs.load().images[:2]])
+        require_sound(symmetry, module, (images,))
     return put_file(lambda path: path.write_text(symmetry.to_yaml()), ".yaml", "symmetry")
 
 
-def rule_version(rule: str) -> str:
-    """Digest of the YAML file, or of the code of the function, that says which units may change places."""
+def rule_version(rule: str | None) -> str:
+    """Digest of the YAML file, or of the code, that says which units may change places."""
+    if rule is None:
+        return code_version("mergeline.symmetry.derive")
     return take_file(Path(rule), "symmetry").sha256 if _is_file(rule) else _version(rule)
 
 

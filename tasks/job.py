@@ -45,7 +45,7 @@ class Job:
     @property
     def symmetry_rule(self) -> dict[str, Any]:
         """Arguments of the proof of the unit symmetry."""
-        rule = str(self.plan.architecture.symmetry)
+        rule = self.plan.architecture.symmetry
         return {
             "architecture": self.architecture,
             "rule": rule,

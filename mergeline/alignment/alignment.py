@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mergeline.errors import InputError
-from mergeline.symmetry.layout import Blocks, Layout, Units
-from mergeline.symmetry.permute import gather_index
+from mergeline.symmetry.permute import group_index
 from mergeline.symmetry.symmetry import Symmetry
 
 
@@ -44,12 +43,9 @@ class Alignment:
     def assign(self) -> dict[str, Tensor]:
         """For each group, int64 [models * units]: the merged unit that each original unit goes to, model 0 first."""
         return {
-            name: torch.cat([_inverse(self._group_index(group.structure, model)) for model in range(self.models)])
+            name: torch.cat([group_index(group.structure, self.symmetry, p).argsort() for p in self.permutations])
             for name, group in self.symmetry.groups.items()
         }
-
-    def _group_index(self, path: tuple[str, ...], model: int) -> Tensor:
-        return gather_index(nested(path), self.symmetry, self.permutations[model])
 
     def inverse(self) -> Alignment:
         """The alignment that undoes this one, bit for bit."""
@@ -92,28 +88,15 @@ def identity_alignment(symmetry: Symmetry, models: int) -> Alignment:
     return Alignment(symmetry, tuple(symmetry.identity() for _ in range(models)))
 
 
-def nested(path: tuple[str, ...]) -> Layout:
-    """Layout of an axis made of one path of families, outer to inner."""
-    layout: Layout = Units(path[-1])
-    for family in reversed(path[:-1]):
-        layout = Blocks(family, layout)
-    return layout
-
-
-def _inverse(index: Tensor) -> Tensor:
-    inverse = torch.empty_like(index)
-    inverse[index] = torch.arange(len(index))
-    return inverse
-
-
 def _inverse_families(symmetry: Symmetry, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of every family: old outer unit k sits at new place outer^-1[k], where its inner units were reordered."""
+    """Inverse of every family: inner units were reordered at the new place of their outer unit, so look there."""
     inverses: dict[str, Tensor] = {}
     for name, family in symmetry.families.items():
-        inner = permutations[name].argsort(dim=-1)
-        for axis, outer in enumerate(family.over):
-            inner = inner.index_select(axis, permutations[outer].reshape(-1).argsort())
-        inverses[name] = inner
+        inverse = permutations[name].argsort(dim=-1)
+        if family.over:
+            rows, new_outer = inverse.reshape(-1, family.size), group_index(family.over, symmetry, permutations)
+            inverse = rows[new_outer.argsort()].reshape(inverse.shape)
+        inverses[name] = inverse
     return inverses
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from mergeline.errors import InputError
 from mergeline.similarity.correlation import correlation
-from mergeline.symmetry.symmetry import Site, Symmetry
+from mergeline.symmetry.symmetry import Symmetry
+from mergeline.symmetry.tap import Consumers, Tap, choose_sites, model_inputs
 
 
 @dataclass
@@ -53,59 +53,35 @@ class Moments:
 
 
 def activation_moments(
-    modules: Sequence[nn.Module], symmetry: Symmetry, batches: Iterable[Tensor | Sequence[Tensor]]
+    modules: Sequence[nn.Module], symmetry: Symmetry, batches: Iterable[Any], *, consumers: Consumers = "last"
 ) -> dict[str, Moments]:
     """Moments of every observed group over all units of all modules, in one pass, keeping no activations.
 
     modules: n models of the same architecture, model 0 first; they are run in eval mode and left as they were.
-    batches: inputs, or tuples whose first item is the input. A group with several sites adds each as more samples.
-    Returns {group: Moments over [n * units]}. Raises InputError for a site that the modules do not have.
+    batches: inputs, tuples whose first item is the input, or mappings of named inputs, of any batch size.
+    consumers: observe what the last operation that reads a group reads, or what all of them read; a group that is
+    observed several times adds each as more samples.
+    Returns {group: Moments over [n * units]}. Raises InputError where the modules do not fit the symmetry.
     """
     moments: dict[str, Moments] = defaultdict(Moments)
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.eval()
-        for batch in batches:
-            inputs = batch if isinstance(batch, Tensor) else batch[0]
-            observed = [_observe(module, symmetry.sites, inputs) for module in modules]
-            for site in symmetry.sites:
-                moments[site.group].update(torch.cat([samples[site] for samples in observed], dim=1))
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.train(mode)
+    tap = Tap(modules[0], symmetry, choose_sites(symmetry, consumers))
+    states = [module.state_dict() for module in modules]
+    for number, state in enumerate(states):
+        symmetry.check_shapes(f"model {number}", {name: tuple(tensor.shape) for name, tensor in state.items()})
+    for batch in batches:
+        inputs = model_inputs(batch)
+        observed = [tap.observe(state, inputs) for state in states]
+        for site in tap.sites:
+            moments[site.group].update(torch.cat([samples[site] for samples in observed], dim=1))
     return dict(moments)
 
 
 def activation_similarity(
-    modules: Sequence[nn.Module], symmetry: Symmetry, batches: Iterable[Tensor | Sequence[Tensor]]
+    modules: Sequence[nn.Module], symmetry: Symmetry, batches: Iterable[Any], *, consumers: Consumers = "last"
 ) -> dict[str, Tensor]:
     """Correlation of the units of all modules on the calibration batches, {group: float32 [n * units, n * units]}."""
-    return {name: moments.correlation() for name, moments in activation_moments(modules, symmetry, batches).items()}
-
-
-def _observe(module: nn.Module, sites: Sequence[Site], inputs: Tensor) -> dict[Site, Tensor]:
-    """Run one forward pass; return for each site its units as columns, [samples, units]."""
-    observed: dict[Site, Tensor] = {}
-
-    def record(site: Site, _module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        values = arguments[0].movedim(site.dim, -1)
-        observed[site] = values.reshape(-1, values.shape[-1])
-
-    handles = []
-    try:
-        for site in sites:
-            try:
-                submodule = module.get_submodule(site.module)
-            except AttributeError as fault:
-                raise InputError(f"symmetry: the model has no submodule '{site.module}' to observe") from fault
-            handles.append(submodule.register_forward_pre_hook(partial(record, site)))
-        with torch.no_grad():
-            module(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return observed
+    moments = activation_moments(modules, symmetry, batches, consumers=consumers)
+    return {name: entry.correlation() for name, entry in moments.items()}
 
 
 def stack_moments(moments: Mapping[str, Moments]) -> dict[str, Tensor]:

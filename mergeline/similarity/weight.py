@@ -12,8 +12,9 @@ from mergeline.alignment.alignment import Alignment, identity_alignment
 from mergeline.checkpoints.readers import Reader, open_checkpoint
 from mergeline.errors import InputError
 from mergeline.similarity.correlation import correlation
-from mergeline.symmetry.permute import Permutations, permute_tensor
+from mergeline.symmetry.permute import Permutations, group_index, permute_tensor
 from mergeline.symmetry.symmetry import Axis, Symmetry
+from mergeline.symmetry.units import units_first
 
 STATISTICS = ("running_mean", "running_var")
 """Last part of the names of tensors that are no weights, and so have no part in weight similarity."""
@@ -32,12 +33,10 @@ def unit_rows(reader: Reader, symmetry: Symmetry, group: str, permutations: Perm
     """
     blocks = []
     for axis in weight_axes(symmetry, group):
-        tensor = permute_tensor(
-            reader.read(axis.param), symmetry.parameters[axis.param], symmetry, permutations, keep=axis.dim
-        )
-        rows = tensor.narrow(axis.dim, axis.start, axis.size).movedim(axis.dim, 0)
-        blocks.append(rows.reshape(axis.size, -1).float())
-    return torch.cat(blocks, dim=1)
+        tensor = permute_tensor(reader.read(axis.param), symmetry.parameters[axis.param], symmetry, permutations)
+        blocks.append(units_first(tensor, axis.span, symmetry.sizes).float())
+    places = group_index(symmetry.groups[group].structure, symmetry, permutations).argsort()
+    return torch.cat(blocks, dim=1)[places]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,20 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mergeline.symmetry.layout import Blocks, Fixed, Layout, Segments, Units, families_of, width
+from mergeline.errors import InputError
+from mergeline.symmetry.layout import (
+    Blocks,
+    Fixed,
+    Layout,
+    Segments,
+    Units,
+    extent,
+    factors,
+    families_of,
+    is_counted,
+    names_in,
+    width,
+)
 from mergeline.symmetry.symmetry import ParameterLayout, Symmetry
 
 Permutations = Mapping[str, Tensor]
@@ -22,10 +35,10 @@ def gather_index(
     an inner permutation is indexed by the new outer unit.
     """
     sizes = symmetry.sizes
-    lead = [sizes[name] for name in enclosing]
+    lead = [extent(name, sizes) for name in enclosing]
     match layout:
-        case Fixed(size):
-            return torch.arange(size).expand(*lead, size)
+        case Fixed():
+            return torch.arange(layout.size).expand(*lead, layout.size)
         case Units(family):
             return _family_index(family, symmetry, permutations, enclosing)
         case Blocks(family, inner):
@@ -41,16 +54,29 @@ def gather_index(
             return torch.cat(pieces, dim=-1)
 
 
+def group_index(path: Sequence[str], symmetry: Symmetry, permutations: Permutations) -> Tensor:
+    """Old unit at each new place of a group, int64 [units], for units along a path of families, outer to inner."""
+    layout: Layout = Units(path[-1])
+    for family in reversed(path[:-1]):
+        layout = Blocks(family, layout)
+    return gather_index(layout, symmetry, permutations)
+
+
 def _family_index(family: str, symmetry: Symmetry, permutations: Permutations, enclosing: Sequence[str]) -> Tensor:
     """Permutation of a family with its `over` axes moved to their places among `enclosing` (innermost wins)."""
+    lead = [extent(name, symmetry.sizes) for name in enclosing]
+    if is_counted(family):
+        size = extent(family, symmetry.sizes)
+        return torch.arange(size).expand(*lead, size)
     over = symmetry.families[family].over
+    for outer in over:
+        if outer not in enclosing:
+            raise InputError(f"symmetry: units lie over '{outer}', which no axis of the tensor counts")
     places = [max(i for i, name in enumerate(enclosing) if name == outer) for outer in over]
     order = sorted(range(len(over)), key=lambda i: places[i])
     index = permutations[family].permute(*order, len(over))
-    shape = [1] * len(enclosing) + [symmetry.sizes[family]]
-    for place in places:
-        shape[place] = symmetry.sizes[enclosing[place]]
-    return index.reshape(shape).expand(*(symmetry.sizes[name] for name in enclosing), symmetry.sizes[family])
+    shape = [n if i in places else 1 for i, n in enumerate(lead)]
+    return index.reshape(*shape, symmetry.sizes[family]).expand(*lead, symmetry.sizes[family])
 
 
 def permute_tensor(
@@ -58,25 +84,26 @@ def permute_tensor(
     layout: ParameterLayout,
     symmetry: Symmetry,
     permutations: Permutations,
-    keep: int | None = None,
 ) -> Tensor:
-    """The tensor in the new unit order; axis `keep` is left in its old order."""
-    moving = [dim for dim, axis in enumerate(layout.dims) if not isinstance(axis, Fixed) and dim != keep]
-    for dim in sorted(moving, key=lambda dim: len(_outer_dims(layout, symmetry, dim))):
-        outer = _outer_dims(layout, symmetry, dim)
-        if not outer:
+    """The tensor in the new unit order."""
+    moving = [dim for dim, axis in enumerate(layout.dims) if not isinstance(axis, Fixed)]
+    outer_dims = {dim: _outer_dims(layout, symmetry, dim) for dim in moving}
+    for dim in sorted(moving, key=lambda dim: len(outer_dims[dim])):
+        if outer_dims[dim]:
+            tensor = _gather_dependent(tensor, layout, symmetry, permutations, dim, outer_dims[dim])
+        else:
             index = gather_index(layout.dims[dim], symmetry, permutations)
             tensor = tensor.index_select(dim, index.to(tensor.device))
-        else:
-            tensor = _gather_dependent(tensor, layout, symmetry, permutations, dim, outer)
     return tensor
 
 
 def _outer_dims(layout: ParameterLayout, symmetry: Symmetry, dim: int) -> list[int]:
     """Other axes of the tensor whose units choose the permutation of this axis (grouped convolutions, experts)."""
-    own = set(families_of(layout.dims[dim]))
-    needed = {outer for family in own for outer in symmetry.families[family].over} - own
-    return [j for j, axis in enumerate(layout.dims) if j != dim and needed & set(families_of(axis))]
+    axis = layout.dims[dim]
+    needed = {outer for family in families_of(axis) for outer in symmetry.families[family].over} - set(names_in(axis))
+    return [
+        j for j, axis in enumerate(layout.dims) if j != dim and needed & {str(part) for part in factors(axis) or ()}
+    ]
 
 
 def _gather_dependent(
@@ -88,33 +115,10 @@ def _gather_dependent(
     outer: Sequence[int],
 ) -> Tensor:
     """Reorder axis `dim` by an index that depends on the (already reordered) position along the axes `outer`."""
-    enclosing: list[str] = []
-    lead: list[int] = []
-    for j in outer:
-        names, sizes = _factors(layout.dims[j], symmetry)
-        enclosing += names
-        lead += sizes
-    free = [name for name in enclosing if name]
-    index = gather_index(layout.dims[dim], symmetry, permutations, free)
-    for place, name in enumerate(enclosing):
-        if not name:
-            index = index.unsqueeze(place)
-    index = index.expand(*lead, tensor.shape[dim]).reshape([tensor.shape[j] for j in outer] + [tensor.shape[dim]])
+    enclosing = [str(part) for j in outer for part in factors(layout.dims[j]) or ()]
+    index = gather_index(layout.dims[dim], symmetry, permutations, enclosing)
+    index = index.reshape([tensor.shape[j] for j in outer] + [tensor.shape[dim]])
     places = [*outer, dim]
     index = index.permute(*sorted(range(len(places)), key=lambda i: places[i]))
     shape = [tensor.shape[j] if j in places else 1 for j in range(tensor.ndim)]
     return torch.take_along_dim(tensor, index.reshape(shape).to(tensor.device), dim=dim)
-
-
-def _factors(layout: Layout, symmetry: Symmetry) -> tuple[list[str], list[int]]:
-    """Families and sizes of a pure product, outer to inner; a fixed factor has the name ''."""
-    match layout:
-        case Fixed(size):
-            return [""], [size]
-        case Units(family):
-            return [family], [symmetry.sizes[family]]
-        case Blocks(family, inner):
-            names, sizes = _factors(inner, symmetry)
-            return [family, *names], [symmetry.sizes[family], *sizes]
-        case Segments():
-            raise AssertionError("an axis that others depend on is never a concatenation")

@@ -8,36 +8,28 @@ of families. A *unit group* is what is matched at once: the units along one path
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from mergeline.errors import InputError
-from mergeline.symmetry.layout import Fixed, Layout, families_of, parse, terms, width
+from mergeline.symmetry.layout import Fixed, Layout, extent, families_of, is_counted, parse, width
+from mergeline.symmetry.units import Family, Span, joined_spans, spans
 
 if TYPE_CHECKING:
     from mergeline.alignment.alignment import Alignment
+    from mergeline.symmetry.trace import Inputs
 
 PRODUCER, CONSUMER, ELEMENTWISE = "out", "in", "elt"  # writes units, reads units, scales or shifts units
 
 
 @dataclass(frozen=True)
-class Family:
-    """`size` units under one permutation; one permutation for each combination of units of `over`."""
-
-    name: str
-    size: int
-    over: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class ParameterLayout:
-    """Layout and role (out, in, elt or '') of each axis of one tensor; `tied` are other names of the same tensor."""
+    """Layout and role (out, in, both as 'in/out', elt or '') of each axis of a tensor; `tied`: its other names."""
 
     dims: tuple[Layout, ...]
     roles: tuple[str, ...]
@@ -46,22 +38,27 @@ class ParameterLayout:
 
 @dataclass(frozen=True)
 class Site:
-    """Where the units of a group show as activations: axis `dim` of the input of the submodule `module`."""
+    """Where the units of a group show as activations: in the value of operation `node` of the trace.
 
-    module: str
-    dim: int
+    dims: the layouts of those of its axes that carry units. kind: whether the operation `at` reads the units there
+    (use) or makes them (def: then it is `node` itself).
+    """
+
     group: str
+    node: str
+    dims: tuple[tuple[int, Layout], ...]
+    kind: Literal["use", "def"]
+    at: str
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Positions [start, start + size) of axis `dim` of tensor `param` hold the units of a group, in a role."""
+    """Axis `dim` of tensor `param` holds units of a group, in a role; `span` says at which positions."""
 
     param: str
     dim: int
     role: str
-    start: int
-    size: int
+    span: Span
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,10 @@ class UnitGroup:
 
 @dataclass(frozen=True)
 class Symmetry:
-    """Families, the layout of every tensor that carries units, and where each group can be observed."""
+    """Families, the layout of every tensor that carries units, and where each group can be observed.
+
+    notes: what else a reader should know: why axes are fixed, operations without a rule, whether it was verified.
+    """
 
     families: dict[str, Family]
     parameters: dict[str, ParameterLayout]
@@ -85,15 +85,17 @@ class Symmetry:
     notes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for family in self.families.values():
+            for outer in family.over:
+                if outer not in self.families and not is_counted(outer):
+                    raise InputError(f"symmetry: family '{family.name}' lies over '{outer}', which is not declared")
         for name, layout in self.parameters.items():
-            for family in (f for dim in layout.dims for f in families_of(dim)):
-                if family not in self.families:
-                    raise InputError(f"symmetry: tensor '{name}' names the family '{family}', which is not declared")
+            for mentioned in (f for dim in layout.dims for f in families_of(dim)):
+                if mentioned not in self.families:
+                    raise InputError(f"symmetry: tensor '{name}' names the family '{mentioned}', which is not declared")
         for site in self.sites:
             if site.group not in self.groups:
-                raise InputError(
-                    f"symmetry: the site '{site.module}' shows the group '{site.group}', which has no axes"
-                )
+                raise InputError(f"symmetry: the site '{site.node}' shows the group '{site.group}', which has no axes")
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -101,22 +103,41 @@ class Symmetry:
         return {name: family.size for name, family in self.families.items()}
 
     @cached_property
+    def active(self) -> frozenset[str]:
+        """Families that some parameter writes or reads; others only label places, such as register tokens."""
+        return frozenset(
+            family
+            for layout in self.parameters.values()
+            for dim, role in zip(layout.dims, layout.roles, strict=True)
+            for family in families_of(dim)
+            if role not in ("", ELEMENTWISE)
+        )
+
+    @cached_property
     def groups(self) -> dict[str, UnitGroup]:
         """Unit groups by name, in the order in which the parameters mention them."""
         axes: dict[tuple[str, ...], list[Axis]] = {}
         for param, layout in self.parameters.items():
-            for dim, (expression, role) in enumerate(zip(layout.dims, layout.roles, strict=True)):
-                for term in terms(expression, self.sizes):
-                    axes.setdefault(term.path, []).append(Axis(param, dim, role, term.start, term.size))
+            for span in spans(dict(enumerate(layout.dims)), self.families):
+                axes.setdefault(span.path, []).append(Axis(param, span.dim, layout.roles[span.dim], span))
         return {name: self._group(name, path, axes[path]) for path, name in _names(axes).items()}
 
     def _group(self, name: str, path: tuple[str, ...], axes: list[Axis]) -> UnitGroup:
-        blocks = self.sizes[path[0]] if len(path) > 1 else 1
-        return UnitGroup(name, axes[0].size, blocks, path, tuple(axes))
+        counts = [extent(family, self.sizes) for family in path]
+        return UnitGroup(name, math.prod(counts), counts[0] if len(counts) > 1 else 1, path, tuple(axes))
+
+    def site_spans(self, site: Site) -> list[Span]:
+        """The positions of a site's group in its activations. Raises InputError where they do not show it."""
+        path = self.groups[site.group].structure
+        spans_shown = joined_spans(dict(site.dims), self.families, self.active)
+        found = [span for span in spans_shown if span.path == path]
+        if not found:
+            raise InputError(f"symmetry: the activations '{site.node}' do not show the group '{site.group}'")
+        return found
 
     def copies(self, family: str) -> int:
         """How many independent permutations a family has: one per combination of the units it lies over."""
-        return math.prod(self.sizes[outer] for outer in self.families[family].over)
+        return math.prod(extent(outer, self.sizes) for outer in self.families[family].over)
 
     def log10_order(self) -> float:
         """log10 of the number of permutations that are allowed."""
@@ -127,7 +148,9 @@ class Symmetry:
     def identity(self) -> dict[str, Tensor]:
         """The permutation of each family that moves nothing, int64 [sizes of `over`..., size]."""
         return {
-            name: torch.arange(family.size).expand(*(self.sizes[o] for o in family.over), family.size).clone()
+            name: torch.arange(family.size)
+            .expand(*(extent(outer, self.sizes) for outer in family.over), family.size)
+            .clone()
             for name, family in self.families.items()
         }
 
@@ -148,7 +171,7 @@ class Symmetry:
 
         return Alignment(self, (self.random_permutations(seed),))
 
-    def verify(self, module: nn.Module, example_inputs: Sequence[Tensor], seed: int = 0) -> float:
+    def verify(self, module: nn.Module, example_inputs: Inputs, seed: int = 0) -> float:
         """Largest relative change of the outputs under random permutations; see `mergeline.symmetry.verify`."""
         from mergeline.symmetry.verify import output_change
 
@@ -156,47 +179,16 @@ class Symmetry:
 
     def to_yaml(self) -> str:
         """The symmetry as text made for people: families, then each tensor's axes, then where to observe."""
-        document = {
-            "families": {
-                name: {"size": family.size, **({"over": list(family.over)} if family.over else {})}
-                for name, family in self.families.items()
-            },
-            "parameters": {
-                name: {
-                    "dims": [str(dim) for dim in layout.dims],
-                    "roles": list(layout.roles),
-                    **({"tied": list(layout.tied)} if layout.tied else {}),
-                }
-                for name, layout in self.parameters.items()
-            },
-            "sites": [{"module": site.module, "dim": site.dim, "group": site.group} for site in self.sites],
-            "notes": self.notes,
-        }
-        return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=120)
+        from mergeline.symmetry.text import to_yaml
+
+        return to_yaml(self)
 
     @staticmethod
     def from_yaml(text: str) -> Symmetry:
         """Read what `to_yaml` wrote, perhaps edited. Raises InputError with the place of the fault."""
-        document = yaml.safe_load(text)
-        try:
-            families = {
-                name: Family(name, int(entry["size"]), tuple(entry.get("over", ())))
-                for name, entry in document["families"].items()
-            }
-            parameters = {
-                name: ParameterLayout(
-                    tuple(parse(dim) for dim in entry["dims"]), tuple(entry["roles"]), tuple(entry.get("tied", ()))
-                )
-                for name, entry in document["parameters"].items()
-            }
-            sites = tuple(
-                Site(entry["module"], int(entry["dim"]), entry["group"]) for entry in document.get("sites") or ()
-            )
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as fault:
-            raise InputError(f"symmetry: the text is not a symmetry as to_yaml writes it ({fault!r})") from fault
-        return Symmetry(families, parameters, sites, dict(document.get("notes") or {}))
+        from mergeline.symmetry.text import from_yaml
+
+        return from_yaml(text)
 
     def check_shapes(self, source: str, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raise InputError, naming the first tensor of `source` that does not have the shape of its layout."""
@@ -210,7 +202,7 @@ class Symmetry:
                 )
 
 
-def _names(paths: dict[tuple[str, ...], list[Axis]]) -> dict[tuple[str, ...], str]:
+def _names(paths: Mapping[tuple[str, ...], object]) -> dict[tuple[str, ...], str]:
     """A group is called like its innermost family; where two paths end alike, by the whole path."""
     last = [path[-1] for path in paths]
     return {path: path[-1] if last.count(path[-1]) == 1 else " * ".join(path) for path in paths}
@@ -222,18 +214,6 @@ def _derangement(size: int, generator: torch.Generator) -> Tensor:
     permutation = torch.empty_like(cycle)
     permutation[cycle] = cycle.roll(-1)
     return permutation
-
-
-class _Dumper(yaml.SafeDumper):
-    """Lists of scalars on one line: one line per tensor entry."""
-
-
-def _represent_list(dumper: yaml.SafeDumper, items: list[object]) -> yaml.Node:
-    flow = all(isinstance(item, str | int) for item in items)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=flow)
-
-
-_Dumper.add_representer(list, _represent_list)
 
 
 def parameter_layout(dims: Sequence[str], roles: Sequence[str]) -> ParameterLayout:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from mergeline.models.resnet import resnet
-from mergeline.models.resnet_symmetry import resnet_symmetry
+from tests.derived import symmetry_of
 
 
 class Case:
@@ -24,7 +24,7 @@ class Case:
         ]
         self.batches = list(inputs["calib"].float().split(self.manifest["calib_batches"]))
         self.modules = [self.module(state) for state in self.states]
-        self.symmetry = resnet_symmetry(self.modules[0])
+        self.symmetry = symmetry_of(self.modules[0])
         self.node_of = {self._group(node): key for key, node in self.manifest["nodes"].items()}
 
     def module(self, state) -> torch.nn.Module:

@@ -9,7 +9,7 @@ from mergeline.alignment.solve import align
 from mergeline.checkpoints.readers import Reader
 from mergeline.errors import InputError
 from mergeline.models.resnet import resnet
-from mergeline.models.resnet_symmetry import resnet_symmetry
+from tests.derived import symmetry_of
 
 NORMS = {"batch": {}, "group": {"norm": "group", "groups": 2}}
 
@@ -31,7 +31,7 @@ def batches():
 
 def scramble(model, seed=0):
     """A copy of the model with its units in random order, and the alignment that did it."""
-    alignment = resnet_symmetry(model).random_alignment(seed)
+    alignment = symmetry_of(model).random_alignment(seed)
     return apply_alignment(model.state_dict(), alignment, 0), alignment
 
 
@@ -56,9 +56,9 @@ def test_inverse_undoes_bit_for_bit(model):
 @pytest.mark.parametrize("space", ["dual", "weight", "activation"])
 def test_a_scrambled_copy_is_brought_back_bit_for_bit(model, batches, space):
     state, _ = scramble(model, seed=3)
-    copy = network(1, "group" if any("groups" in f for f in resnet_symmetry(model).families) else "batch")
+    copy = network(1, "group" if any("groups" in f for f in symmetry_of(model).families) else "batch")
     copy.load_state_dict(state)
-    alignment = align([model, copy], resnet_symmetry(model), space=space, batches=batches)
+    alignment = align([model, copy], symmetry_of(model), space=space, batches=batches)
     if space != "weight":  # weights alone may stop at a worse fixed point: the neighbours start in the wrong order
         assert equal(apply_alignment(copy.state_dict(), alignment, 1), dict(model.state_dict()))
     assert equal(apply_alignment(model.state_dict(), alignment, 0), dict(model.state_dict()))
@@ -74,7 +74,7 @@ def test_assign_says_where_each_unit_goes(model):
 
 def test_an_alignment_survives_storage(model, batches, tmp_path):
     alignment = align([model, network(1, "batch")] if "bn1.running_mean" in model.state_dict() else [model, model],
-                      resnet_symmetry(model), batches=batches)  # fmt: skip
+                      symmetry_of(model), batches=batches)  # fmt: skip
     alignment.save(tmp_path / "a")
     again = Alignment.load(tmp_path / "a")
     assert again.symmetry == alignment.symmetry
@@ -88,17 +88,17 @@ def test_an_alignment_survives_storage(model, batches, tmp_path):
 def test_a_damaged_or_missing_alignment_is_named(model, tmp_path):
     with pytest.raises(InputError, match=r"permutations\.safetensors is missing"):
         Alignment.load(tmp_path)
-    permutations = model_permutations = resnet_symmetry(model).identity()
+    permutations = model_permutations = symmetry_of(model).identity()
     family = next(iter(permutations))
     model_permutations[family] = torch.zeros_like(permutations[family])
-    Alignment(resnet_symmetry(model), (model_permutations,)).save(tmp_path)
+    Alignment(symmetry_of(model), (model_permutations,)).save(tmp_path)
     with pytest.raises(InputError, match=f"'0/{family}' is not a permutation"):
         Alignment.load(tmp_path)
 
 
 def test_the_same_inputs_give_the_same_alignment(batches):
     models = [network(0), network(1)]
-    first, second = (align(models, resnet_symmetry(models[0]), batches=batches, seed=4) for _ in range(2))
+    first, second = (align(models, symmetry_of(models[0]), batches=batches, seed=4) for _ in range(2))
     assert first.assign.keys() == second.assign.keys()
     assert all(torch.equal(places, second.assign[name]) for name, places in first.assign.items())
     assert first.history == second.history
@@ -106,7 +106,7 @@ def test_the_same_inputs_give_the_same_alignment(batches):
 
 def test_balance_goes_from_activations_alone_to_weights_alone(batches):
     models = [network(0), network(1)]
-    symmetry = resnet_symmetry(models[0])
+    symmetry = symmetry_of(models[0])
 
     def assigned(**options):
         return align(models, symmetry, batches=batches, **options).assign
@@ -119,13 +119,13 @@ def test_balance_goes_from_activations_alone_to_weights_alone(batches):
 
 def test_the_objective_of_the_result_is_the_best_of_all_sweeps(batches):
     models = [network(0), network(1)]
-    alignment = align(models, resnet_symmetry(models[0]), batches=batches)
+    alignment = align(models, symmetry_of(models[0]), batches=batches)
     assert alignment.value == max(alignment.history)
     assert len(alignment.history) < 100
 
 
 def test_equal_models_merge_to_themselves(model, batches):
-    alignment = align([model, model], resnet_symmetry(model), batches=batches)
+    alignment = align([model, model], symmetry_of(model), batches=batches)
     state = dict(model.state_dict())
     assert equal(merge_aligned([state, state], alignment), state)
 
@@ -150,7 +150,7 @@ def test_an_aligned_checkpoint_is_a_view(model):
             reads.append(name)
             return state[name]
 
-    view = AlignedReader(Watched(), resnet_symmetry(model).random_alignment(), 0)
+    view = AlignedReader(Watched(), symmetry_of(model).random_alignment(), 0)
     assert view.shape("conv1.weight") == (4, 1, 3, 3)
     assert reads == []
     assert torch.equal(view["linear.bias"], model.state_dict()["linear.bias"])
@@ -163,19 +163,19 @@ def test_an_aligned_checkpoint_is_a_view(model):
         ({"space": "dual"}, "needs calibration inputs"),
         ({"space": "sideways", "batches": []}, "'sideways' is not known"),
         ({"space": "weight", "balance": 1.5}, "not between 0"),
-        ({"space": "weight", "order": [["stream1"]]}, "must name every group once"),
+        ({"space": "weight", "order": [["conv1"]]}, "must name every group once"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):
     model = network(0)
     with pytest.raises(InputError, match=message):
-        align([model, model], resnet_symmetry(model), **options)
+        align([model, model], symmetry_of(model), **options)
 
 
 def test_a_checkpoint_of_another_width_is_refused():
     torch.manual_seed(0)
     wider = resnet(width=8, outputs=7)
-    alignment = identity_alignment(resnet_symmetry(network(0)), 2)
+    alignment = identity_alignment(symmetry_of(network(0)), 2)
     with pytest.raises(InputError, match="the architecture says"):
         apply_alignment(wider.state_dict(), alignment, 1)
     with pytest.raises(InputError, match="no model 2"):

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from mergeline.errors import InputError
 from mergeline.models.resnet import resnet
-from mergeline.models.resnet_symmetry import resnet_symmetry
-from mergeline.similarity.activation import Moments, activation_similarity
-from mergeline.symmetry.symmetry import Family, Site, Symmetry, parameter_layout
+from mergeline.similarity.activation import Moments, activation_moments, activation_similarity
+from tests.derived import symmetry_of
 
 
 def moments(samples, sizes):
@@ -51,19 +50,38 @@ def test_modules_are_left_as_they_were():
     torch.manual_seed(0)
     model = resnet(width=4, outputs=5).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    similarity = activation_similarity([model, model], resnet_symmetry(model), [torch.randn(4, 1, 8, 8)])
-    assert model.training
+    similarity = activation_similarity([model, model], symmetry_of(model), [torch.randn(4, 1, 8, 8)])
+    assert all(module.training for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert not model.get_submodule("linear")._forward_pre_hooks
-    assert similarity["stream1"].shape == (8, 8)
-    torch.testing.assert_close(similarity["stream1"][:4, :4], similarity["stream1"][:4, 4:])
+    assert similarity["conv1"].shape == (8, 8)
+    torch.testing.assert_close(similarity["conv1"][:4, :4], similarity["conv1"][:4, 4:])
 
 
-def test_a_site_that_the_model_lacks_is_named():
-    symmetry = Symmetry(
-        {"units": Family("units", 3)},
-        {"0.weight": parameter_layout(["units", "_2"], ["out", ""])},
-        (Site("nowhere", 1, "units"),),
+def test_batches_of_any_size_and_with_labels_are_taken():
+    torch.manual_seed(0)
+    models = [resnet(width=4, outputs=5), resnet(width=4, outputs=5)]
+    images = torch.randn(7, 1, 8, 8)
+    whole = activation_similarity(models, symmetry_of(models[0]), [images])
+    parts = activation_similarity(
+        models, symmetry_of(models[0]), [(batch, "labels") for batch in images.split([4, 2, 1])]
     )
-    with pytest.raises(InputError, match="no submodule 'nowhere'"):
-        activation_similarity([torch.nn.Sequential(torch.nn.Linear(2, 3))], symmetry, [torch.randn(2, 2)])
+    for group, similarity in whole.items():
+        torch.testing.assert_close(parts[group], similarity, atol=1e-5, rtol=0)
+
+
+def test_every_reader_gives_more_samples_than_the_last():
+    torch.manual_seed(0)
+    model = resnet(blocks=(2, 1, 1), width=4, outputs=5)
+    symmetry, images = symmetry_of(model), [torch.randn(3, 1, 8, 8)]
+    last = activation_moments([model], symmetry, images)
+    every = activation_moments([model], symmetry, images, consumers="all")
+    assert last["conv1"].count == 3 * 8 * 8
+    assert every["conv1"].count == 3 * last["conv1"].count  # two blocks of layer 1, and both paths of layer 2 read one
+    assert every["layer1.0.conv1"].count == last["layer1.0.conv1"].count
+
+
+def test_models_that_do_not_fit_the_symmetry_are_named():
+    torch.manual_seed(0)
+    model, wider = resnet(width=4, outputs=5), resnet(width=8, outputs=5)
+    with pytest.raises(InputError, match=r"model 1: tensor 'conv1\.weight' has shape \[8, 1, 3, 3\]"):
+        activation_similarity([model, wider], symmetry_of(model), [torch.randn(2, 1, 8, 8)])

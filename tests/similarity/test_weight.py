@@ -7,8 +7,8 @@ from mergeline.alignment.apply import apply_alignment
 from mergeline.checkpoints.readers import open_checkpoint
 from mergeline.errors import InputError
 from mergeline.models.resnet import resnet
-from mergeline.models.resnet_symmetry import resnet_symmetry
 from mergeline.similarity.weight import unit_rows, weight_axes, weight_similarity
+from tests.derived import symmetry_of
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def model():
 
 
 def test_a_model_is_like_itself(model):
-    symmetry = resnet_symmetry(model)
+    symmetry = symmetry_of(model)
     for name, similarity in weight_similarity([model.state_dict()] * 2, symmetry).items():
         units = symmetry.groups[name].size
         assert similarity.shape == (2 * units, 2 * units)
@@ -27,9 +27,9 @@ def test_a_model_is_like_itself(model):
 
 
 def test_rows_are_all_weights_of_a_unit_and_nothing_else(model):
-    symmetry = resnet_symmetry(model)
+    symmetry = symmetry_of(model)
     reader = open_checkpoint(model.state_dict())
-    rows = unit_rows(reader, symmetry, "layer1.0.hidden", symmetry.identity())
+    rows = unit_rows(reader, symmetry, "layer1.0.conv1", symmetry.identity())
     state = model.state_dict()
     unit = 2
     expected = torch.cat(
@@ -41,12 +41,12 @@ def test_rows_are_all_weights_of_a_unit_and_nothing_else(model):
         ]
     )
     assert torch.equal(rows[unit].sort().values, expected.sort().values)
-    assert not any("running" in axis.param for axis in weight_axes(symmetry, "layer1.0.hidden"))
+    assert not any("running" in axis.param for axis in weight_axes(symmetry, "layer1.0.conv1"))
 
 
 def test_neighbours_are_compared_in_the_order_that_the_alignment_says(model):
     """With every neighbour in the right order a scrambled model is as like the original as the original itself."""
-    symmetry = resnet_symmetry(model)
+    symmetry = symmetry_of(model)
     scramble = symmetry.random_alignment(1)
     scrambled = apply_alignment(model.state_dict(), scramble, 0)
     back = scramble.inverse().permutations[0]
@@ -63,6 +63,6 @@ def test_neighbours_are_compared_in_the_order_that_the_alignment_says(model):
 
 
 def test_another_number_of_models_is_refused(model):
-    symmetry = resnet_symmetry(model)
+    symmetry = symmetry_of(model)
     with pytest.raises(InputError, match="1 models, but the alignment has 2"):
         weight_similarity([model.state_dict()], symmetry, type(symmetry.random_alignment())(symmetry, ({}, {})))

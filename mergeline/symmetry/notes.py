@@ -1,0 +1,56 @@
+"""What a reader should know beside the families: why axes are fixed, and which operations had no rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mergeline.symmetry.domains import Domains
+from mergeline.symmetry.interpret import Interpretation
+from mergeline.symmetry.labels import AbstractTensor
+from mergeline.symmetry.layout import Layout
+from mergeline.symmetry.rules.convolution import KERNEL
+
+SHOWN = 6
+"""How many places a note lists before it counts the rest."""
+
+
+def explain(
+    found: Interpretation, tensors: Mapping[str, AbstractTensor], layouts: Mapping[str, Sequence[Layout]]
+) -> dict[str, str]:
+    """Notes by subject: `fixed: REASON` -> the axes, `no rule: OPERATION` -> where, and how to add a rule."""
+    notes = {}
+    for operation, unknown in found.unknown.items():
+        key = f"no rule: {operation}"
+        notes[key] = (
+            f"{unknown.reason} at {_listed(unknown.nodes)}; what it reads stays fixed. "
+            f"To let units pass, write a function with @rule({operation!r}) beside those in mergeline.symmetry.rules."
+        )
+    fixed: dict[str, list[str]] = {}
+    for name, x in tensors.items():
+        for axis, layout in enumerate(layouts[name]):
+            for reason in _reasons(found.domains, x, axis) if "_" in str(layout) else ():
+                fixed.setdefault(reason, []).append(f"{name}[{axis}]")
+    notes.update({f"fixed: {reason}": _listed(axes) for reason, axes in fixed.items()})
+    return notes
+
+
+def _reasons(domains: Domains, x: AbstractTensor, axis: int) -> list[str]:
+    """Why units of an axis are fixed, as far as they are; positions of kernels need no explanation."""
+    reasons: dict[str, None] = {}
+    for level in x.labels[axis] or ():
+        todo = np.unique(level.domain).tolist()
+        while todo:
+            domain = domains.find(todo.pop())
+            reason = domains.reason(domain) if domain >= 0 else None
+            if reason is not None:
+                reasons[str(reason)] = None
+            elif domain >= 0 and (refinement := domains.refinement(domain)) is not None:
+                todo += refinement.parts()
+    return [reason for reason in reasons if not reason.startswith(KERNEL)]
+
+
+def _listed(items: Sequence[str]) -> str:
+    rest = len(items) - SHOWN
+    return ", ".join(items[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

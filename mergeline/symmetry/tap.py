@@ -1,0 +1,110 @@
+"""Observe units: the traced graph of a module with a call after every value in which units show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx import GraphModule
+
+from mergeline.errors import InputError
+from mergeline.symmetry.symmetry import Site, Symmetry
+from mergeline.symmetry.trace import Inputs, arguments, is_mutable, node_names, trace
+from mergeline.symmetry.units import samples_of
+
+Consumers = Literal["last", "all"]
+
+
+def choose_sites(symmetry: Symmetry, consumers: Consumers = "last") -> tuple[Site, ...]:
+    """Where to observe each group: what its last reader reads (as in MuDSC), or what every reader reads.
+
+    A reader may read the units in two values (queries and keys): both are chosen. Groups that no operation reads are
+    observed where they are made. Groups that never show are left out.
+    """
+    chosen: list[Site] = []
+    for group in symmetry.groups:
+        sites = [site for site in symmetry.sites if site.group == group]
+        sites = [site for site in sites if site.kind == "use"] or sites
+        if consumers == "last":
+            sites = [site for site in sites if site.at == sites[-1].at]
+        values = {(site.node, site.dims): site for site in sites}  # the same value may be read several times
+        chosen += values.values()
+    return tuple(chosen)
+
+
+class Tap:
+    """Runs models of one architecture and returns the activations of their units.
+
+    One graph serves all models: the parameters of each are swapped in for a run. The graph is traced from a module
+    when inputs come whose shapes it was not traced for; mostly any batch size will do.
+    """
+
+    def __init__(self, module: nn.Module, symmetry: Symmetry, sites: Sequence[Site] | None = None) -> None:
+        """sites: by default, the last reader of each group."""
+        self.symmetry = symmetry
+        self.sites = choose_sites(symmetry) if sites is None else tuple(sites)
+        self._spans = {site: symmetry.site_spans(site) for site in self.sites}
+        self._module = module
+        self._graph: GraphModule | None = None
+        self._seen: dict[str, Tensor] = {}
+
+    def observe(self, state: Mapping[str, Tensor], inputs: Inputs) -> dict[Site, Tensor]:
+        """Run a model with these parameters; for each site, its samples [samples, units].
+
+        Raises InputError where the module's trace lacks a site.
+        """
+        values = self.run(state, inputs)
+        sizes = self.symmetry.sizes
+        return {
+            site: torch.cat([samples_of(values[site.node], span, sizes) for span in spans])
+            for site, spans in self._spans.items()
+        }
+
+    def run(self, state: Mapping[str, Tensor], inputs: Inputs) -> dict[str, Tensor]:
+        """The values of all observed operations, by their names in the trace."""
+        try:
+            return self._run(state, inputs)
+        except AssertionError:  # the guards of the trace: it was made for inputs of other shapes
+            self._graph = None
+            return self._run(state, inputs)
+
+    def _run(self, state: Mapping[str, Tensor], inputs: Inputs) -> dict[str, Tensor]:
+        if self._graph is None:
+            self._graph = self._tapped(inputs)
+        args, kwargs = arguments(inputs)
+        self._seen = {}
+        with torch.no_grad():
+            functional_call(self._graph, {name: state[name] for name in self._names if name in state}, args, kwargs)
+        return self._seen
+
+    def _tapped(self, inputs: Inputs) -> GraphModule:
+        """The graph with a call after each node that a site names."""
+        graph_module = trace(self._module, inputs).program.module()
+        assert isinstance(graph_module, GraphModule)
+        graph = graph_module.graph
+        nodes = {name: node for node, name in node_names(graph).items()}
+        for name in {site.node: None for site in self.sites}:
+            if name not in nodes:
+                raise InputError(
+                    f"symmetry: the trace of {type(self._module).__name__} has no operation '{name}'; the symmetry is "
+                    "of another model or version of PyTorch: derive it again"
+                )
+            changed_later = any(is_mutable(user) for user in nodes[name].users)
+            with graph.inserting_after(nodes[name]):
+                graph.call_function(self._keep, (name, nodes[name], changed_later))
+        graph_module.recompile()
+        self._names = [*dict(graph_module.named_parameters()), *dict(graph_module.named_buffers())]
+        return graph_module
+
+    def _keep(self, name: str, value: Tensor, changed_later: bool) -> None:
+        self._seen[name] = value.clone() if changed_later else value
+
+
+def model_inputs(batch: Any) -> Inputs:
+    """The inputs in a batch: the batch itself, its first item (labels follow), or named inputs."""
+    if isinstance(batch, Mapping):
+        return batch
+    return (batch,) if isinstance(batch, Tensor) else (batch[0],)

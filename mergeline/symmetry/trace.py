@@ -1,0 +1,186 @@
+"""Trace a module into a graph of ATen operations, with names that say where in the module an operation stands."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves
+
+from mergeline.errors import InputError
+
+Inputs = Sequence[Any] | Mapping[str, Any]
+"""Example inputs of a module: positional, or by the names of its `forward`."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """An exported module. `parameters` maps placeholders to tensors of the state dict, `constants` to their values."""
+
+    program: ExportedProgram
+    names: Mapping[Node, str]
+
+    @cached_property
+    def parameters(self) -> dict[str, str]:
+        """Placeholder -> name in the state dict, for parameters and persistent float buffers."""
+        signature = self.program.graph_signature
+        named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        return {
+            placeholder: name
+            for placeholder, name in named.items()
+            if name not in signature.non_persistent_buffers and _holds_units(self.program.state_dict[name])
+        }
+
+    @cached_property
+    def constants(self) -> dict[str, Any]:
+        """Placeholder -> value of other buffers and of tensors in the module's code."""
+        signature, stores = self.program.graph_signature, (self.program.state_dict, self.program.constants)
+        named = {**signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+        return {
+            placeholder: next(store[name] for store in stores if name in store)
+            for placeholder, name in named.items()
+            if placeholder not in self.parameters
+        }
+
+    @cached_property
+    def live(self) -> frozenset[Node]:
+        """The nodes that the outputs depend on; others (shapes of values that nobody reads) say nothing."""
+        live: set[Node] = set()
+        for node in reversed(self.program.graph.nodes):
+            if node.op == "output" or node in live or is_mutable(node):
+                live.add(node)
+                live.update(node.all_input_nodes)
+        return frozenset(live)
+
+
+def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
+    """Export a module in eval mode, with any batch size where the module allows it.
+
+    Where values are changed in place through views, the graph is made functional first. Raises InputError where
+    torch.export cannot trace the module.
+    """
+    args, kwargs = arguments(example_inputs)
+    with _quiet_eval(module):
+        try:
+            program = _export(module, args, kwargs)
+            if any(_needs_functional(node) for node in program.graph.nodes):
+                program = program.run_decompositions({})
+        except Exception as fault:  # torch.export raises whatever the module's code raises
+            raise InputError(
+                f"symmetry of {type(module).__name__}: torch.export cannot trace it with these inputs: {fault}"
+            ) from fault
+    return Trace(program, node_names(program.graph))
+
+
+def arguments(example_inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named arguments for a call of the module."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return tuple(example_inputs), {}
+
+
+def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    shapes = ShapesCollection()
+    for leaf in tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] > 1:
+            shapes[leaf] = {0: Dim.AUTO}
+    try:
+        dynamic = shapes.dynamic_shapes(module, args, kwargs)
+        return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
+    except Exception:  # some modules cannot be traced for every batch size: trace for this one
+        return torch.export.export(module, args, kwargs, strict=False)
+
+
+@contextmanager
+def _quiet_eval(module: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, no fused attention that hides its operations; everything restored afterwards."""
+    modes = {child: child.training for child in module.modules()}
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        module.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for child, mode in modes.items():
+            child.training = mode
+
+
+def _holds_units(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def operation(node: Node) -> str:
+    """Name of the operation: `relu` for `aten::relu`, with the namespace for others (`my::op`)."""
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet is None:
+        return str(getattr(node.target, "__name__", node.target))
+    namespace, _, name = packet._qualified_op_name.partition("::")
+    return name if namespace == "aten" else f"{namespace}::{name}"
+
+
+def is_mutable(node: Node) -> bool:
+    """Whether the operation changes one of its arguments."""
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.is_mutable
+
+
+def is_pointwise(node: Node) -> bool:
+    """Whether PyTorch tags the operation (or its functional form) as pointwise."""
+    if torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        return True
+    functional = getattr(torch.ops.aten, operation(node).removesuffix("_"), None) if is_mutable(node) else None
+    overloads = [getattr(functional, name) for name in functional.overloads()] if functional else []
+    return any(torch.Tag.pointwise in overload.tags for overload in overloads)
+
+
+_CHANGE_NO_ELEMENT = ("detach_", "requires_grad_", "lift_fresh_")
+_RETURN_THEIR_INPUT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+
+
+def _may_share_memory(node: Node) -> bool:
+    """Whether the value may be a view of an argument."""
+    if node.target is operator.getitem or operation(node) in _RETURN_THEIR_INPUT:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(value.alias_info and not value.alias_info.is_write for value in schema.returns)
+
+
+def _needs_functional(node: Node) -> bool:
+    """Whether an in-place operation could be seen through a view, or is not simply pointwise."""
+    if not is_mutable(node) or operation(node) in _CHANGE_NO_ELEMENT:
+        return False
+    target = node.args[0] if node.args else None
+    if not is_pointwise(node) or not isinstance(target, Node) or target.op != "call_function":
+        return True
+    return _may_share_memory(target) or any(_may_share_memory(user) for user in target.users)
+
+
+def node_names(graph: Graph) -> dict[Node, str]:
+    """A stable name for every operation: path of its submodule, operation, and a number where that repeats."""
+    counts: Counter[str] = Counter()
+    names: dict[Node, str] = {}
+    for node in graph.nodes:
+        if node.op != "call_function":
+            names[node] = node.name
+        elif node.target is operator.getitem:
+            names[node] = f"{names[node.args[0]]}[{node.args[1]}]"
+        else:
+            stack = node.meta.get("nn_module_stack")
+            path = next(reversed(stack.values()))[0] if stack else ""
+            name = f"{path}.{operation(node)}" if path and not path.startswith("_empty_nn_module") else operation(node)
+            counts[name] += 1
+            names[node] = name if counts[name] == 1 else f"{name}#{counts[name]}"
+    return names

@@ -1,0 +1,1 @@
+"""Programs for single operations, by kind."""

@@ -1,0 +1,132 @@
+"""Faults that were found once, each in its smallest form."""
+
+import dataclasses
+import math
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import nn
+
+from mergeline.errors import InputError
+from mergeline.symmetry.derive import derive_symmetry
+from mergeline.symmetry.layout import Units
+from mergeline.symmetry.symmetry import Family, Symmetry, parameter_layout
+from mergeline.symmetry.verify import require_sound
+
+
+def test_two_families_of_two_units_that_should_be_one_are_caught():
+    """There is one derangement of two units, so permuting all families at once moves both alike by chance."""
+    torch.manual_seed(0)
+    module, inputs = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 3)), (torch.randn(4, 3),)
+    symmetry = Symmetry(
+        {"written": Family("written", 2), "read": Family("read", 2)},
+        {
+            "0.weight": parameter_layout(["written", "_3"], ["out", ""]),
+            "0.bias": parameter_layout(["written"], ["elt"]),
+            "2.weight": parameter_layout(["_3", "read"], ["", "in"]),
+        },
+    )
+    assert symmetry.verify(module, inputs) > 1e-2
+    with pytest.raises(InputError, match=r"'written' changes the output.*'read' changes the output"):
+        require_sound(symmetry, module, inputs)
+
+
+class Attention(nn.Module):
+    """Two heads that a constant mask tells apart; each projects with a matrix of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Parameter(torch.randn(2, 2, 3)) for _ in range(3))
+        self.out = nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        q, k, v = (torch.einsum("nti,hid->nhtd", x, w) for w in (self.q, self.k, self.v))
+        mask = torch.arange(32, dtype=x.dtype).view(2, 4, 4).sin()
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return mixed.transpose(1, 2).flatten(2) @ self.out
+
+
+def test_units_inside_of_fixed_ones_are_derived():
+    """Heads do not move, yet the units in each of them do: the matrix of a head counts them along a fixed axis."""
+    torch.manual_seed(0)
+    module, inputs = Attention(), (torch.randn(2, 4, 2),)
+    symmetry = derive_symmetry(module, inputs)
+    assert symmetry.log10_order() >= math.log10(6 * 6) - 1e-9  # one order of queries and keys, one of values
+
+
+class Function(nn.Module):
+    """A function between two matrices."""
+
+    def __init__(self, function, units: int = 4) -> None:
+        super().__init__()
+        self.first, self.function = nn.Linear(3, units), function
+        self.last = nn.Linear(function(torch.zeros(1, units)).shape[1], 2)
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("function", "order"),
+    [
+        (lambda t: torch.cat([t.narrow(1, 0, 2).cos(), t.narrow(1, -2, 2)], 1), 4),
+        (torch.nn.functional.logsigmoid, 24),
+        (lambda t: torch.tensordot(t, t.new_ones(4, 1), 1) * t, 24),
+    ],
+    ids=["narrow from the end", "logsigmoid", "tensordot"],
+)
+def test_free_units_are_not_fixed(function, order):
+    torch.manual_seed(0)
+    symmetry = derive_symmetry(Function(function), (torch.randn(4, 3),))
+    assert symmetry.log10_order() == pytest.approx(math.log10(order))
+
+
+def test_activations_of_several_outputs_are_seen():
+    torch.manual_seed(0)
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0][:, -1])
+
+    assert derive_symmetry(Recurrent(), (torch.randn(4, 5, 2),)).log10_order() == pytest.approx(math.log10(6))
+
+
+def test_parts_without_elements_are_joined():
+    torch.manual_seed(0)
+
+    def rotated(t):
+        heads = t.view(len(t), 2, 2).transpose(1, 2)  # units that depend on the axis that is parted
+        first, second, rest = heads[..., :1], heads[..., 1:2], heads[..., 2:]
+        return torch.cat([first + second, second, rest], -1).flatten(1)
+
+    symmetry = derive_symmetry(Function(rotated), (torch.randn(4, 3),))
+    assert symmetry.log10_order() >= math.log10(2) - 1e-9
+
+
+def test_numbers_in_the_code_do_not_make_the_trace_functional():
+    """A tensor made of numbers brings `detach_`, which changes no element; making the trace functional is slow."""
+    torch.manual_seed(0)
+    module = Function(lambda t: t * torch.tensor([1.0, 1.0, 1.0, 1.0]))
+    with patch.object(torch.export.ExportedProgram, "run_decompositions") as run_decompositions:
+        derive_symmetry(module, (torch.randn(4, 3),))
+    run_decompositions.assert_not_called()
+
+
+def test_units_over_nothing_are_refused():
+    """An edited text may take away the outer units of an axis and leave the inner ones that lie over them."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv1d(3, 4, 1), nn.Conv1d(4, 4, 1, groups=2), nn.ReLU(), nn.Conv1d(4, 3, 1))
+    inputs = (torch.randn(2, 3, 5),)
+    symmetry = derive_symmetry(module, inputs)
+    weight = symmetry.parameters["1.weight"]
+    broken = dataclasses.replace(weight, dims=(Units("free"), *weight.dims[1:]))
+    families = {**symmetry.families, "free": Family("free", 4)}
+    with pytest.raises(InputError, match=r"lie over"):
+        dataclasses.replace(
+            symmetry, families=families, parameters={**symmetry.parameters, "1.weight": broken}, sites=()
+        ).verify(module, inputs)
