@@ -30,5 +30,5 @@ def test_the_example_of_a_symmetry_can_be_read():
     from mergeline.symmetry.symmetry import Symmetry
 
     symmetry = Symmetry.from_yaml(blocks("yaml")[0])
-    assert list(symmetry.groups) == ["qk", "stream", "v"]
+    assert list(symmetry.groups) == ["qk", "v", "stream"]
     assert (symmetry.groups["qk"].size, symmetry.groups["qk"].blocks) == (64, 4)
