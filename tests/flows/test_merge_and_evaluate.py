@@ -130,6 +130,22 @@ def test_the_published_model_scores_what_the_table_says(first):
         assert accuracy(logits, examples.labels, task.classes) == outcome.comparison.result.tasks[task.name]
 
 
+def test_the_published_model_carries_the_statistics_of_all_calibration_pictures(first):
+    from mergeline.calibration.normalization import reset_normalization
+    from mergeline.evaluation.datasets import load_images
+    from mergeline.models.build import build_model
+
+    _, output = first
+    plan = plan_for(output)
+    module = build_model(plan.architecture.factory, plan.architecture.kwargs)
+    published_state = load_file(output / "model.safetensors")
+    module.load_state_dict(published_state)
+    pictures = load_images("data/datasets/fashion_mnist", "calibration").images
+    again = reset_normalization(module, pictures.split(plan.calibration.batch_size)).state_dict()
+    for name, tensor in published_state.items():
+        assert again[name].allclose(tensor, rtol=1e-4, atol=1e-5), name
+
+
 def test_the_run_is_recorded(first):
     outcome, output = first
     client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
