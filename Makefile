@@ -35,7 +35,7 @@ zoo: data ## train the shipped checkpoints again (minutes)
 	python -m flows.train_zoo
 
 clean: ## remove caches and intermediate artifacts; the published result and the environment stay
-	rm -rf .store .prefect .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .store .prefect .links .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # pip's own byte-compiling is skipped and done in parallel: imports need it, and it is faster this way.
 $(READY): pyproject.toml constraints.txt

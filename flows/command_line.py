@@ -33,6 +33,12 @@ def run(flow: Callable[[Plan], Outcome]) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command again resumes after the last stage that was done", file=sys.stderr)
+        return 130
+    except (ConnectionError, TimeoutError) as error:
+        print(f"the run failed, and may succeed later: {error}", file=sys.stderr)
+        return 1
     except Exception as error:
         traceback.print_exc()
         print(f"the run failed: {type(error).__name__}: {error}", file=sys.stderr)
@@ -60,10 +66,15 @@ def _show_plan(plan: Plan) -> None:
 
 
 def quiet_prefect() -> None:
-    """Leave the terminal to the progress bar and the table; Prefect's own log is in its pages."""
+    """Leave the terminal to the progress bar and the table; Prefect's own log goes to its pages alone."""
+    from prefect.logging.configuration import setup_logging
+
+    setup_logging()
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
         for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+            for handler in logging.getLogger(name).handlers:
+                if isinstance(handler, logging.StreamHandler):
+                    handler.setLevel(logging.CRITICAL)
 
 
 def _parser() -> argparse.ArgumentParser:

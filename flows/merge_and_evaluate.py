@@ -37,7 +37,7 @@ def merge_and_evaluate(plan: Plan) -> Outcome:
     rows = {row.name: row for row in comparison_rows(plan)}
     merges = {name: job.merge_inputs(row, checkpoints, alignment) for name, row in rows.items() if row.kind == "merge"}
     balances = {
-        name: pcb_coefficients.submit(inputs, rows[name].merge)
+        name: pcb_coefficients.submit(**job.coefficients(rows[name], inputs))
         for name, inputs in merges.items()
         if has_coefficients(rows[name].merge)
     }
@@ -47,20 +47,19 @@ def merge_and_evaluate(plan: Plan) -> Outcome:
         for name, inputs in merges.items()
     }
     merged = progress.results("merge", mergers)
-    releases = {"model": reset_normalization.submit(**job.calibrated(merged[RESULT]))} | {
+    calibrated = reset_normalization.submit(**job.calibrated(merged[RESULT]))
+    statistics = {
         domain.name: measure_normalization.submit(**job.calibrated(merged[RESULT], domain)) for domain in job.domains
     }
     scores = {name: evaluate.submit(**job.evaluation(row, checkpoints, merged)) for name, row in rows.items()}
     comparison = Comparison(plan=plan.name, rows=list(progress.results("evaluate", scores).values()))
-    release = progress.results("normalise", releases)
-
     made = Made(
         checkpoints=checkpoints,
         datasets=job.datasets,
         alignment=alignment,
         coefficients=coefficients.get(RESULT),
-        model=release.pop("model"),
-        normalization=release,
+        model=progress.results("normalise", {RESULT: calibrated})[RESULT],
+        normalization=progress.results("normalise", statistics),
     )
     chart = draw_comparison.submit(put_json(comparison.model_dump(mode="json"), "comparison"))
     publish_run(plan, made, comparison, progress.results("draw", {"chart": chart})["chart"])

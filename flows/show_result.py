@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -9,23 +10,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergeline.errors import InputError
+from tasks._env import state_directory
 
 if TYPE_CHECKING:
     from tasks.recording import Recorded
 
 PREFECT_UI, MLFLOW_UI = "http://127.0.0.1:4200", "http://127.0.0.1:5000"
-LINKS = "links.json"
+
+
+def links_file(folder: Path) -> Path:
+    """Where the links of the result in a folder are remembered: by its lineage, because DVC may bring a result back."""
+    key = hashlib.sha256((folder / "lineage.json").read_bytes()).hexdigest()
+    return state_directory() / ".links" / f"{key}.json"
 
 
 def save_links(folder: Path, recorded: Recorded) -> None:
-    """Remember beside the result where its run can be looked at (these ids differ from run to run: not versioned)."""
+    """Remember where the run that made a result can be looked at."""
     prefect = os.environ.get("PREFECT_API_URL", f"{PREFECT_UI}/api").removesuffix("/api")
     mlflow = os.environ.get("MLFLOW_TRACKING_URI", "")
     mlflow = mlflow if mlflow.startswith("http") else MLFLOW_UI
     links = {"Prefect": f"{prefect}/runs/flow-run/{recorded.flow_run}"}
     if recorded.mlflow_page:
         links = {"MLflow": f"{mlflow}/{recorded.mlflow_page}"} | links
-    (folder / LINKS).write_text(json.dumps(links, indent=1) + "\n")
+    path = links_file(folder)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(links, indent=1) + "\n")
 
 
 def show(folder: Path) -> None:
@@ -39,7 +48,7 @@ def show(folder: Path) -> None:
     # in a file or a pipe nothing is known of the width: then the table is as wide as it needs to be
     console = Console(width=None if sys.stdout.isatty() else 60 + 12 * len(header(comparison)), highlight=False)
     console.print(terminal_table(comparison))
-    links = json.loads((folder / LINKS).read_text()) if (folder / LINKS).is_file() else {}
+    links = json.loads(links_file(folder).read_text()) if links_file(folder).is_file() else {}
     for name, link in ({"report": str(folder / "report.md")} | links).items():
         console.print(f"  {name:<8} {link}", soft_wrap=True)
     if any(PREFECT_UI in link or MLFLOW_UI in link for link in links.values()):

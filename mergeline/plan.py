@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,8 +38,8 @@ class Dataset(_Section):
     path: Path
     image_column: str = "image"
     label_column: str = "label"
-    mean: float = Field(default=0.0, description="subtracted from pixels in 0..1")
-    std: float = Field(default=1.0, gt=0, description="pixels are divided by it")
+    mean: float = Field(default=0.0, allow_inf_nan=False, description="subtracted from pixels in 0..1")
+    std: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="pixels are divided by it")
     prototypes: Path = Field(description="safetensors file with one embedding per class")
 
 
@@ -88,7 +88,9 @@ class Task(_Section):
     dataset: str
     split: str = "test"
     where: dict[str, str] = Field(default={}, description="keep the rows whose columns have these values")
-    classes: list[int] = Field(min_length=2, description="the answers that are possible in this task")
+    classes: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=2, description="the answers that are possible in this task"
+    )
 
     @property
     def domain(self) -> str:

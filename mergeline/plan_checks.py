@@ -8,6 +8,9 @@ from typing import Any
 
 from mergeline.errors import InputError, nearest
 from mergeline.merging import registry
+from mergeline.plan_surroundings import address_faults, architecture_faults, column_faults, output_faults
+
+RESERVED = ("merged", "ensemble", "average", "aligned-average", "unaligned-mean", "unaligned-first")
 
 
 def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
@@ -17,6 +20,8 @@ def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
     yield from _dataset_faults(raw)
     yield from _task_faults(raw, checkpoints)
     yield from _merge_faults(raw.get("merge") or {}, checkpoints)
+    yield from architecture_faults(raw.get("architecture"))
+    yield from output_faults(raw.get("output", "data/merged"))
 
 
 def _entries(raw: dict[str, Any], section: str) -> list[dict[str, Any]]:
@@ -44,8 +49,9 @@ def _checkpoint_faults(checkpoints: list[dict[str, Any]]) -> Iterator[str]:
             yield f"checkpoints[{i}].base: no checkpoint is called '{base}'{nearest(str(base), names, listed=True)}"
         elif base is not None and name in bases:
             yield f"checkpoints[{i}].base: '{name}' is itself a base; a base has no base"
-        if uri and "://" not in uri and not Path(uri).exists():
-            yield f"checkpoints[{i}].uri: the file '{uri}' does not exist (paths are relative to the project's root)"
+        if name in RESERVED or name.startswith("team-") or name.endswith("-reset"):
+            yield f"checkpoints[{i}].name: '{name}' is the name of a row of the result table; choose another"
+        yield from (f"checkpoints[{i}].uri: {fault}" for fault in address_faults(uri))
     if checkpoints and len(set(names) - bases) < 2:
         yield "checkpoints: at least two task models are needed (bases do not count)"
 
@@ -79,8 +85,9 @@ def _split_faults(place: str, entry: dict[str, Any], datasets: dict[str, Any], d
     splits = sorted(file.stem for file in Path(str(folder)).glob("*.parquet"))
     split = str(entry.get("split", default))
     if split not in splits:
-        hint = nearest(split, splits, listed=True)
-        yield f"{place}.split: '{split}' is not a split of {folder} ({', '.join(splits)}){hint}"
+        yield f"{place}.split: '{split}' is not a split of {folder} ({', '.join(splits)}){nearest(split, splits)}"
+    else:
+        yield from column_faults(place, entry, datasets[name], name, Path(str(folder)) / f"{split}.parquet")
 
 
 def _task_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iterator[str]:

@@ -32,7 +32,9 @@ def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
     if not path.is_file():
         raise PlanError([f"{path} is missing; name the plan with --params FILE"])
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), _Loader)
+    except UnicodeDecodeError as fault:
+        raise PlanError([f"{path}: not a text file, so not a plan"]) from fault
     except yaml.YAMLError as fault:
         raise PlanError([f"{path}: not valid YAML: {' '.join(str(fault).split())}"]) from fault
     if not isinstance(raw, dict):
@@ -47,6 +49,21 @@ def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
     if faults or plan is None:
         raise PlanError(faults)
     return plan
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping: YAML would silently keep the last."""
+
+
+def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise yaml.constructor.ConstructorError(None, None, f"the key '{twice}' stands twice", node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
 def _override(raw: dict[str, Any], override: str) -> str | None:

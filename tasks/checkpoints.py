@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.locks import exclusive
 from tasks.policy import stage
 from tasks.store import ArtifactRef, digest, store_directory, take_file
 
@@ -16,22 +17,27 @@ if TYPE_CHECKING:
     from mergeline.plan import Checkpoint
 
 
-@stage("download-checkpoint", retries=4)
+@stage("download-checkpoint", retries=4, timeout_seconds=12 * 3600)
 def download_checkpoint(name: str, uri: str, sha256: str | None, version: str, max_bytes: int) -> ArtifactRef:
     """Fetch one checkpoint, resuming where an earlier attempt broke off; refuse what does not have the pinned digest.
 
     version: what identifies the bytes beforehand (see `source_version`): another version is fetched again.
     """
+    from prefect.logging import get_run_logger
+
     from mergeline.checkpoints.readers import open_checkpoint
     from mergeline.checkpoints.sources import fetch
 
     key = hashlib.sha256(f"{uri} {sha256}".encode()).hexdigest()[:16]
     incoming = store_directory() / "incoming" / f"{key}{Path(uri.partition('?')[0]).suffix}"
-    incoming.parent.mkdir(parents=True, exist_ok=True)
-    fetch(uri, incoming, sha256=sha256, max_bytes=max_bytes)
-    open_checkpoint(incoming)
-    ref = take_file(incoming, "checkpoint", name=name)
-    incoming.unlink()
+    with exclusive(incoming.with_suffix(".lock")):  # two entries of a plan may have the same source
+        fetch(uri, incoming, sha256=sha256, max_bytes=max_bytes)
+        try:
+            open_checkpoint(incoming)
+            ref = take_file(incoming, "checkpoint", name=name)
+        finally:
+            incoming.unlink()
+    get_run_logger().info("%s: %d bytes, sha256 %s", name, ref.path.stat().st_size, ref.sha256)
     return ref
 
 

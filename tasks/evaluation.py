@@ -48,24 +48,26 @@ def evaluate(
     classes: those of all tasks together, for joint accuracy. reset: measure the normalisation statistics of every model
     anew on each domain's own calibration data.
     """
-    examples = {domain.name: domain.examples.load() for domain in domains}
+    from prefect.logging import get_run_logger
+
+    examples = [domain.examples.load() for domain in domains]
     from mergeline.evaluation.metrics import accuracy, ensemble_probabilities, mean_score
 
     tasks: dict[str, Score] = {}
     joint: list[Score] = []
-    for domain in domains:
+    for domain, measured in zip(domains, examples, strict=True):
         modules = [architecture.load(reader) for reader in open_artifacts(models)]
         if reset:
             modules = [calibrated(module, domain.calibration, calibration_batch) for module in modules]
         logits = [_logits(module, domain, batch_size) for module in modules]
-        labels = examples[domain.name].labels
+        labels = measured.labels
         tasks |= {
             task: accuracy(ensemble_probabilities(logits, among), labels, among) for task, among in domain.tasks.items()
         }
         joint.append(accuracy(ensemble_probabilities(logits, classes), labels, classes))
-    return RowScores(
-        name=name, label=label, tasks=tasks, mean=mean_score(list(tasks.values())), joint=mean_score(joint)
-    )
+    row = RowScores(name=name, label=label, tasks=tasks, mean=mean_score(list(tasks.values())), joint=mean_score(joint))
+    get_run_logger().info("%s: mean of tasks %s %%, joint %s %%", label, row.mean, row.joint)
+    return row
 
 
 def _logits(module: nn.Module, domain: Domain, batch_size: int) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import Any
 
 from mergeline.comparison import Row
-from mergeline.plan import Checkpoint, Plan
+from mergeline.plan import Checkpoint, Plan, Task
 from tasks.architecture import ArchitectureSpec, rule_version, specify
 from tasks.checkpoints import source_version
 from tasks.evaluation import Domain
@@ -77,6 +79,14 @@ class Job:
             alignment=alignment if row.aligned else None,
         )
 
+    def coefficients(self, row: Row, inputs: MergeInputs) -> dict[str, Any]:
+        """Arguments of the coefficients of a row: of the method's options only those that they depend on."""
+        from mergeline.merging.registry import get
+
+        read = get(row.merge.method).statistics_options
+        options = {name: value for name, value in row.merge.options.items() if name in read}
+        return {"inputs": inputs, "method": row.merge.method, "options": options}
+
     def calibrated(self, model: ArtifactRef, domain: Domain | None = None) -> dict[str, Any]:
         """Arguments of a normalisation reset, on the data of one domain or of all."""
         return {"model": model} | self.calibration_inputs | ({"calibration": domain.calibration} if domain else {})
@@ -112,20 +122,24 @@ class Job:
     def _domains(self) -> list[Domain]:
         """The tasks by the slice of data that they look at, in the order of the plan."""
         plan = self.plan
-        slices: dict[str, dict[str, Any]] = {}
+        slices: dict[str, list[Task]] = {}
         for task in plan.tasks:
-            key = repr((task.dataset, task.split, task.where))
-            dataset = plan.datasets[task.dataset]
-            own = task.where if task.dataset == plan.calibration.dataset else {}
-            entry = slices.setdefault(
-                key,
-                {
-                    "name": task.domain,
-                    "examples": take_slice(dataset, task.split, task.where),
-                    "calibration": self._calibration(plan.calibration.where | own),
-                    "prototypes": take_file(dataset.prototypes, "prototypes"),
-                    "tasks": {},
-                },
+            slices.setdefault(repr((task.dataset, task.split, task.where)), []).append(task)
+        firsts = [tasks[0] for tasks in slices.values()]
+        shared = Counter(first.domain for first in firsts)
+        domains = []
+        for first, tasks in zip(firsts, slices.values(), strict=True):
+            dataset = plan.datasets[first.dataset]
+            own = first.where if first.dataset == plan.calibration.dataset else {}
+            unique = shared[first.domain] == 1
+            name = first.domain if unique else f"{first.domain}-{first.dataset}-{first.split}"
+            domains.append(
+                Domain(
+                    name=re.sub(r"[^\w.-]", "_", name),
+                    examples=take_slice(dataset, first.split, first.where),
+                    calibration=self._calibration(plan.calibration.where | own),
+                    prototypes=take_file(dataset.prototypes, "prototypes"),
+                    tasks={task.name: task.classes for task in tasks},
+                )
             )
-            entry["tasks"][task.name] = task.classes
-        return [Domain(**entry) for entry in slices.values()]
+        return domains

@@ -53,12 +53,12 @@ def has_coefficients(merge: Merge) -> bool:
 
 
 @stage("pcb-coefficients")
-def pcb_coefficients(inputs: MergeInputs, merge: Merge) -> ArtifactRef:
+def pcb_coefficients(inputs: MergeInputs, method: str, options: dict[str, Any]) -> ArtifactRef:
     """Clip bounds, threshold and largest score of every task vector: what turns any chunk into its coefficients."""
     from mergeline.merging.engine import method_statistics
 
     models, bases = inputs.open()
-    statistics = method_statistics(models, base=bases, method=merge.method, **merge.options)
+    statistics = method_statistics(models, base=bases, method=method, **options)
     return put_json(statistics, "coefficients")
 
 

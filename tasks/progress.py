@@ -29,13 +29,9 @@ class Progress:
     def __init__(self) -> None:
         self.stages: list[PrefectFuture[Any]] = []
 
-    def follow(self, *futures: PrefectFuture[Any]) -> None:
-        """Remember stages that were submitted."""
-        self.stages += futures
-
     def results(self, what: str, futures: dict[str, PrefectFuture[Any]]) -> dict[str, Any]:
         """Wait for named stages; raises what the first failed one raised."""
-        self.follow(*futures.values())
+        self.stages += futures.values()
         self._wait(futures.values(), what)
         return {name: future.result() for name, future in futures.items()}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from mergeline.plan import Plan
 from mergeline.report.page import Facts, report_page
 from mergeline.report.result import Comparison
 from tasks.policy import stage
-from tasks.store import ArtifactRef, publish, put_file, read_json
+from tasks.store import ArtifactRef, publish, put_directory, put_file, read_json
 
 
 class Made(BaseModel):
@@ -43,12 +45,12 @@ def publish_run(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactR
     """Write the merged model, its normalisation per domain, alignment, coefficients, scores, lineage and report."""
     output = plan.output
     publish(made.model, output / "model.safetensors")
-    for domain, ref in made.normalization.items():
-        publish(ref, output / "normalization" / f"{domain}.safetensors")
-    if made.alignment:
-        publish(made.alignment, output / "alignment")
-    else:
-        _write_json(output / "alignment" / "alignment.json", {"models": 1, "values": {}, "history": []})
+    publish(put_directory(partial(_gather, made.normalization), "normalization"), output / "normalization")
+    unaligned = {"aligned": False, "why": "all task models share one unit order, or the plan says align: null"}
+    alignment = made.alignment or put_directory(
+        lambda folder: (folder / "alignment.json").write_text(json.dumps(unaligned) + "\n"), "no alignment"
+    )
+    publish(alignment, output / "alignment")
     _write_json(
         output / "coefficients" / "coefficients.json", read_json(made.coefficients) if made.coefficients else {}
     )
@@ -57,6 +59,18 @@ def publish_run(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactR
     _write_json(output / "lineage.json", lineage(plan, made))
     publish(chart, output / "chart.png")
     _write_text(output / "report.md", report_page(plan, comparison, facts(made), "chart.png"))
+
+
+def published_files(output: Path) -> list[Path]:
+    """What `publish_run` writes, and nothing else that may lie in the folder."""
+    folders = ["alignment", "coefficients", "normalization"]
+    files = ["model.safetensors", "comparison.json", "metrics.json", "lineage.json", "chart.png", "report.md"]
+    return [output / name for name in [*folders, *files]]
+
+
+def _gather(statistics: dict[str, ArtifactRef], folder: Path) -> None:
+    for domain, ref in statistics.items():
+        shutil.copyfile(ref.path, folder / f"{domain}.safetensors")
 
 
 def lineage(plan: Plan, made: Made) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from prefect import task
@@ -12,7 +11,7 @@ from mergeline.plan import Plan
 from mergeline.report.result import Comparison
 from tasks.policy import stage_seconds
 from tasks.progress import StageCount
-from tasks.publishing import Made, facts, lineage
+from tasks.publishing import Made, facts, published_files
 
 
 class Recorded(BaseModel):
@@ -36,6 +35,7 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
     if not plan.tracking.enabled:
         return Recorded(flow_run=identity, mlflow_run=None, mlflow_page=None)
     tracker = Tracker(plan.tracking.experiment)
+    tracker.deliver_pending()
     found = facts(made)
     tags = {"prefect.flow_run": identity, "mergeline.plan": plan.name, "mergeline.stages": str(stages)}
     tags |= {f"checkpoint.{name}": ref.sha256 for name, ref in made.checkpoints.items()}
@@ -46,9 +46,9 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
         | {f"matched/{group}": value for group, value in found.matched.items()}
         | {f"seconds/{name}": value for name, value in stage_seconds(identity).items()},
         series={"objective": found.objective},
-        artifacts=sorted(path for path in plan.output.iterdir() if not path.name.startswith(".")),
+        artifacts=published_files(plan.output),
         datasets=[DatasetUse(name=name, sha256=ref.sha256, source=name) for name, ref in made.datasets.items()],
-        tags=tags | {"mergeline.lineage": json.dumps(lineage(plan, made))[:5000]},
+        tags=tags,
     )
     return Recorded(flow_run=identity, mlflow_run=run, mlflow_page=tracker.page(run) if run else None)
 

@@ -74,6 +74,20 @@ def test_overrides_reach_every_depth():
         ("architecture.factory=resnet", "architecture.factory: "),
         ("evaluation.compare=[ensembel]", r"evaluation.compare\[0\]: 'ensembel' is not one of .*'ensemble'"),
         ("nonsense=1", "nonsense: unknown key"),
+        ("checkpoints[0].name=merged", r"checkpoints\[0\].name: 'merged' is the name of a row"),
+        ("checkpoints[0].uri=data/zoo", r"checkpoints\[0\].uri: 'data/zoo' is a folder"),
+        ("checkpoints[0].uri=README.md", r"checkpoints\[0\].uri: 'README.md' is no kind of checkpoint"),
+        ("checkpoints[0].uri=htp://host/a.pt", r"checkpoints\[0\].uri: 'htp://' is not a known .* 'http'"),
+        ("checkpoints[0].uri=hf://x", r"checkpoints\[0\].uri: 'hf://x' does not name a file"),
+        ("tasks[0].where={domian: clean}", r"tasks\[0\].where: .* has no column 'domian'; did you mean 'domain'"),
+        ("tasks[0].where.domain=cleen", r"tasks\[0\].where.domain: no row of .* has 'cleen'; did you mean 'clean'"),
+        ("tasks[0].classes=[0,-1]", r"tasks\[0\].classes\[1\]: .*greater than or equal to 0"),
+        ("datasets.fashion.image_column=img", "datasets.fashion.image_column: .* has no column 'img'"),
+        ("datasets.fashion.std=.inf", "datasets.fashion.std: "),
+        ("architecture.factory=no.such:thing", "architecture.factory: there is no module 'no.such'"),
+        ("architecture.symmetry=no.yaml", "architecture.symmetry: the file 'no.yaml' does not exist"),
+        ("output=params.yaml", "output: 'params.yaml' must be a folder of its own"),
+        ("output=.", "output: '.' must be a folder of its own"),
     ],
 )
 def test_a_fault_is_named_with_its_field(override, fault):
@@ -115,7 +129,10 @@ def test_all_faults_are_reported_at_once(tmp_path):
     assert text.count("\n") == 4
 
 
-@pytest.mark.parametrize(("text", "fault"), [("a: [", "not valid YAML"), ("- a", "a plan is a mapping")])
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [("a: [", "not valid YAML"), ("- a", "a plan is a mapping"), ("a: 1\na: 2", "the key 'a' stands twice")],
+)
 def test_a_file_that_is_no_plan_is_refused(tmp_path, text, fault):
     path = tmp_path / "plan.yaml"
     path.write_text(text)

@@ -30,9 +30,7 @@ def accuracy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = Non
     Ties go to the class named first. Standard error: that of a share, sqrt(p (1 - p) / n).
     Raises InputError where a class does not exist or no picture is left.
     """
-    chosen = list(range(scores.shape[1])) if classes is None else list(classes)
-    if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= c < scores.shape[1] for c in chosen):
-        raise InputError(f"classes {chosen}: expected different numbers from 0 to {scores.shape[1] - 1}.")
+    chosen = _chosen(classes, scores.shape[1])
     kept = torch.isin(labels, torch.tensor(chosen))
     if not kept.any():
         raise InputError(f"classes {chosen}: there is no picture of them.")
@@ -54,7 +52,15 @@ def ensemble_probabilities(logits: Sequence[Tensor], classes: Sequence[int] | No
 
     classes: the softmax is taken among these (default: all); the others have probability 0.
     """
-    chosen = list(range(logits[0].shape[1])) if classes is None else list(classes)
+    chosen = _chosen(classes, logits[0].shape[1])
     probabilities = torch.zeros_like(logits[0])
     probabilities[:, chosen] = torch.stack([model[:, chosen].softmax(dim=1) for model in logits]).mean(dim=0)
     return probabilities
+
+
+def _chosen(classes: Sequence[int] | None, count: int) -> list[int]:
+    """The classes to choose among; InputError where one of them does not exist or stands twice."""
+    chosen = list(range(count)) if classes is None else list(classes)
+    if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= c < count for c in chosen):
+        raise InputError(f"classes {chosen}: expected different numbers from 0 to {count - 1}.")
+    return chosen

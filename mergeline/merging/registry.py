@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -118,11 +118,7 @@ def get(name: str) -> Method:
 
 
 def _keywords(function: Callable[..., Any]) -> dict[str, Option]:
-    """The keyword-only parameters of a function; only their annotations need to be there when it is registered."""
+    """The keyword-only parameters of a function."""
+    types = get_type_hints(function, localns={"Tensor": object}, include_extras=True)  # torch is not imported yet
     parameters = inspect.signature(function).parameters.items()
-    options = {name: p for name, p in parameters if p.kind is p.KEYWORD_ONLY}
-    return {name: Option(_evaluated(p.annotation, function), p.default) for name, p in options.items()}
-
-
-def _evaluated(annotation: Any, function: Callable[..., Any]) -> Any:
-    return eval(annotation, function.__globals__) if isinstance(annotation, str) else annotation
+    return {name: Option(types[name], p.default) for name, p in parameters if p.kind is p.KEYWORD_ONLY}

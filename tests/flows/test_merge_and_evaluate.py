@@ -197,6 +197,27 @@ def test_a_run_from_nothing_gives_the_same_bytes(first, tmp_path, monkeypatch):
     assert published(tmp_path / "published") == published(output)
 
 
+def test_tasks_on_the_same_domain_of_different_files_keep_apart(first, project, tmp_path):
+    """Another split, and a copy of the data with its rows in another order."""
+    import datasets as library
+
+    outcome, _ = first
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for split in ("test", "calibration"):
+        table = library.Dataset.from_parquet(f"data/datasets/fashion_mnist/{split}.parquet", cache_dir=str(tmp_path))
+        table.shuffle(seed=1).to_parquet(folder / f"{split}.parquet")
+    other = load_plan("params.yaml").datasets["fashion"].model_dump(mode="json") | {"path": str(folder)}
+    overrides = [f"datasets.model={json.dumps(other)}", "tasks[0].dataset=model", "tasks[2].split=validation"]
+    again = merge_and_evaluate(plan_for(project / "apart", *overrides, "evaluation.compare=[]"))
+    expected = outcome.comparison.result.tasks["clean-02478"].value
+    assert again.comparison.result.tasks["clean-02478"].value > expected - 0.2  # other labels would give a fifth
+    assert again.comparison.result.tasks["half-12679"].count == 200
+    names = {path.stem for path in (project / "apart" / "normalization").iterdir()}
+    assert len(names) == 4
+    assert (project / "apart" / "model.safetensors").stat().st_size > 400_000
+
+
 def test_the_setting_of_mudsc(project):
     outcome = merge_and_evaluate(plan_for(project / "mudsc", path="params/mudsc.yaml"))
     rows = {row.name: row for row in outcome.comparison.rows}

@@ -1,0 +1,80 @@
+"""What a plan says about the world around it: addresses, files, columns, modules. Looked at before a run begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow
+import pyarrow.parquet
+
+from mergeline.errors import nearest
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def address_faults(uri: str) -> Iterator[str]:
+    """What is wrong with the address of a checkpoint, as far as can be told without asking anyone."""
+    scheme, separator, rest = uri.partition("://")
+    if separator:
+        known = {"http", "https", "hf", *fsspec.available_protocols()}
+        if scheme not in known:
+            yield f"'{scheme}://' is not a known kind of address{nearest(scheme, sorted(known))}"
+        elif scheme == "hf" and rest.count("/") < 2:
+            yield f"'{uri}' does not name a file; write hf://org/repo@revision/file"
+    elif uri and not Path(uri).exists():
+        yield f"the file '{uri}' does not exist (paths are relative to the project's root)"
+    elif uri and Path(uri).is_dir():
+        yield f"'{uri}' is a folder; name a file"
+    elif uri and Path(uri).suffix not in SUFFIXES:
+        yield f"'{uri}' is no kind of checkpoint that is known ({', '.join(SUFFIXES)})"
+
+
+def column_faults(place: str, entry: dict[str, Any], dataset: dict[str, Any], name: str, file: Path) -> Iterator[str]:
+    """Columns that a split does not have, and values of `where` that no row has."""
+    try:
+        columns = pyarrow.parquet.read_schema(file).names
+    except (OSError, pyarrow.ArrowException):
+        yield f"{place}.split: {file} is not a Parquet file"
+        return
+    for field in ("image_column", "label_column"):
+        column = str(dataset.get(field, field.removesuffix("_column")))
+        if column not in columns:
+            yield f"datasets.{name}.{field}: {file} has no column '{column}'{nearest(column, columns, listed=True)}"
+    where = entry.get("where")
+    for column, value in where.items() if isinstance(where, dict) else ():
+        if column not in columns:
+            yield f"{place}.where: {file} has no column '{column}'{nearest(str(column), columns, listed=True)}"
+            continue
+        values = sorted({str(v) for v in pyarrow.parquet.read_table(file, columns=[column])[column].to_pylist()})
+        if str(value) not in values:
+            yield f"{place}.where.{column}: no row of {file} has '{value}'{nearest(str(value), values, listed=True)}"
+
+
+def architecture_faults(architecture: Any) -> Iterator[str]:
+    """A factory whose module is not there, and a symmetry that is not there; nothing is imported for it."""
+    if not isinstance(architecture, dict):
+        return
+    symmetry = str(architecture.get("symmetry") or "")
+    if symmetry.endswith((".yaml", ".yml")):
+        if not Path(symmetry).is_file():
+            yield f"architecture.symmetry: the file '{symmetry}' does not exist"
+        symmetry = ""
+    for field, function in (("factory", str(architecture.get("factory") or "")), ("symmetry", symmetry)):
+        module = function.partition(":")[0]
+        try:
+            missing = bool(module) and find_spec(module) is None
+        except (ImportError, ValueError):
+            missing = True
+        if missing:
+            yield f"architecture.{field}: there is no module '{module}' to import (write module:function)"
+
+
+def output_faults(output: Any) -> Iterator[str]:
+    """A place that a run would overwrite though other things lie there."""
+    folder, here = Path(str(output)), Path.cwd().resolve()
+    if folder.is_file() or folder.resolve() in (here, *here.parents):
+        yield f"output: '{output}' must be a folder of its own, such as data/merged"
