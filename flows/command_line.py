@@ -22,7 +22,7 @@ def run(flow: Callable[[Plan], Outcome]) -> int:
     """Parse the command line, load the plan, run the flow, show what came out."""
     options = _parser().parse_args()
     try:
-        from mergeline.plan import load_plan
+        from mergeline.plan_file import load_plan
 
         plan = load_plan(options.params, options.set)
         if options.plan:

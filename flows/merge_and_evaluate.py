@@ -20,10 +20,10 @@ from tasks.merging import has_coefficients, merge_models, pcb_coefficients
 from tasks.normalization import measure_normalization, reset_normalization
 from tasks.permutations import solve_permutations
 from tasks.progress import Progress
-from tasks.publishing import Made, publish_run
+from tasks.publishing import Made, draw_comparison, publish_run
 from tasks.recording import Outcome, record_run
 from tasks.similarity import activation_similarity, weight_similarity
-from tasks.store import ArtifactRef
+from tasks.store import ArtifactRef, put_json
 
 
 @flow(name="merge-and-evaluate", flow_run_name="{plan.name}")
@@ -62,7 +62,8 @@ def merge_and_evaluate(plan: Plan) -> Outcome:
         model=release.pop("model"),
         normalization=release,
     )
-    publish_run(plan, made, comparison)
+    chart = draw_comparison.submit(put_json(comparison.model_dump(mode="json"), "comparison"))
+    publish_run(plan, made, comparison, progress.results("draw", {"chart": chart})["chart"])
     recorded = record_run(plan, made, comparison, progress.count())
     return Outcome(comparison=comparison, stages=progress.count(), recorded=recorded)
 

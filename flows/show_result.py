@@ -37,7 +37,7 @@ def show(folder: Path) -> None:
 
     comparison = read_comparison(folder / "comparison.json")
     # in a file or a pipe nothing is known of the width: then the table is as wide as it needs to be
-    console = Console(width=None if sys.stdout.isatty() else 60 + 14 * len(header(comparison)), highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 60 + 12 * len(header(comparison)), highlight=False)
     console.print(terminal_table(comparison))
     links = json.loads((folder / LINKS).read_text()) if (folder / LINKS).is_file() else {}
     for name, link in ({"report": str(folder / "report.md")} | links).items():

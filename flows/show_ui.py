@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,25 +13,34 @@ from flows.show_result import MLFLOW_UI, PREFECT_UI
 
 def main() -> int:
     """Run both servers on the project's own state; when one ends or Ctrl-C comes, end the other too."""
-    servers = [
-        [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", PREFECT_UI[-4:]],
-        [
-            *(sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", MLFLOW_UI[-4:]),
-            *("--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"]),
-        ],
+    parser = argparse.ArgumentParser(prog="python -m flows.show_ui", description=__doc__)
+    parser.add_argument("--prefect-port", default=PREFECT_UI.rpartition(":")[2], help="default: %(default)s")
+    parser.add_argument("--mlflow-port", default=MLFLOW_UI.rpartition(":")[2], help="default: %(default)s")
+    options = parser.parse_args()
+    host = ["--host", "127.0.0.1", "--port"]
+    commands = [
+        ["prefect", "server", "start", *host, options.prefect_port],
+        ["mlflow", "ui", *host, options.mlflow_port, "--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"]],
     ]
-    print(f"Prefect {PREFECT_UI}   MLflow {MLFLOW_UI}   (Ctrl-C stops both)", flush=True)
-    running = [subprocess.Popen(command) for command in servers]
+    print(
+        f"Prefect http://127.0.0.1:{options.prefect_port}   MLflow http://127.0.0.1:{options.mlflow_port}   "
+        "(Ctrl-C stops both)",
+        flush=True,
+    )
+    # sessions of their own, so that the workers of a server end with it
+    servers = [subprocess.Popen([sys.executable, "-m", *command], start_new_session=True) for command in commands]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         os.wait()
+        print("one of the servers ended; is its port taken?", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        pass
+        return 0
     finally:
-        for server in running:
-            server.terminate()
-        for server in running:
+        for server in servers:
+            os.killpg(server.pid, signal.SIGTERM)
+        for server in servers:
             server.wait()
-    return 0
 
 
 if __name__ == "__main__":

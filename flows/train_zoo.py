@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", type=Path, default=DATASET, help="test pictures and label prototypes")
     parser.add_argument("--raw", type=Path, default=RAW, help="training pictures (python -m flows.prepare_data)")
     parser.add_argument("--zoo", type=Path, default=ZOO, help="where the checkpoints go")
+    parser.add_argument("--first-seed", type=int, default=0, help="added to every seed: another zoo of the same recipe")
     options = parser.parse_args(arguments)
     from mergeline.models.zoo import ZOO as MODELS
 
     quiet_prefect()
+    models = [replace(model, seed=model.seed + options.first_seed) for model in MODELS]
     try:
-        entries = train_zoo(MODELS, **vars(options))
+        entries = train_zoo(models, options.dataset, options.raw, options.zoo)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

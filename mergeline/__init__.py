@@ -8,8 +8,8 @@ from importlib import import_module
 _HOME = {
     "InputError": "mergeline.errors",
     "Plan": "mergeline.plan",
-    "PlanError": "mergeline.plan",
-    "load_plan": "mergeline.plan",
+    "PlanError": "mergeline.plan_file",
+    "load_plan": "mergeline.plan_file",
     "Symmetry": "mergeline.symmetry.symmetry",
     "derive_symmetry": "mergeline.symmetry.derive",
     "activation_similarity": "mergeline.similarity.activation",

@@ -11,7 +11,11 @@ from mergeline.plan import Merge, Plan
 
 
 class Row(BaseModel):
-    """One line of the table: checkpoints measured as they are, an ensemble of them, or a merge of them."""
+    """One line of the table: a checkpoint, an ensemble of several, or a merge of several.
+
+    reset: whether normalisation statistics are measured anew on the calibration data of each domain. A merged model
+    needs that; a checkpoint is measured as it is, and once more with it, so that the comparison is fair.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -19,6 +23,7 @@ class Row(BaseModel):
     label: str
     kind: Literal["model", "ensemble", "merge"]
     members: tuple[str, ...]
+    reset: bool = True
     aligned: bool = False
     merge: Merge = Merge()
 
@@ -31,6 +36,7 @@ def comparison_rows(plan: Plan) -> list[Row]:
     """Every row that the plan asks for under `evaluation.compare`, the plan's own merge last."""
     builders = {
         "task_models": _task_models,
+        "task_models_reset": _task_models_reset,
         "bases": _bases,
         "ensemble": _ensemble,
         "average": _average,
@@ -56,12 +62,17 @@ def _verb(merge: Merge) -> str:
 
 def _task_models(plan: Plan) -> Iterator[Row]:
     for model in plan.task_models:
-        yield Row(name=model.name, label=model.name, kind="model", members=(model.name,))
+        yield Row(name=model.name, label=model.name, kind="model", members=(model.name,), reset=False)
+
+
+def _task_models_reset(plan: Plan) -> Iterator[Row]:
+    for model in plan.task_models:
+        yield Row(name=f"{model.name}-reset", label=f"{model.name}, reset", kind="model", members=(model.name,))
 
 
 def _bases(plan: Plan) -> Iterator[Row]:
     for base in plan.bases:
-        yield Row(name=base.name, label=base.name, kind="model", members=(base.name,))
+        yield Row(name=base.name, label=base.name, kind="model", members=(base.name,), reset=False)
 
 
 def _ensemble(plan: Plan) -> Iterator[Row]:

@@ -8,10 +8,13 @@ class InputError(ValueError):
     """Bad input (a plan, a file, a tensor): the message is the whole report, no traceback is needed."""
 
 
-def nearest(word: str, choices: Iterable[object]) -> str:
-    """The end of such a sentence: "; did you mean 'x'?" where a choice is close, otherwise the choices in brackets."""
+def nearest(word: str, choices: Iterable[object], *, listed: bool = False) -> str:
+    """The end of such a sentence: "; did you mean 'x'?" where a choice is close.
+
+    listed: otherwise all choices, in brackets; without it, nothing.
+    """
     names = [str(choice) for choice in choices]
     close = difflib.get_close_matches(word, names, n=1)
     if close:
         return f"; did you mean '{close[0]}'?"
-    return f" (known: {', '.join(names)})" if names else ""
+    return f" (known: {', '.join(names)})" if listed and names else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeline.errors import InputError, nearest
+from mergeline.merging import registry
 
 
 def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
@@ -40,7 +41,7 @@ def _checkpoint_faults(checkpoints: list[dict[str, Any]]) -> Iterator[str]:
         if names.index(name) != i:
             yield f"checkpoints[{i}].name: '{name}' is taken already; names must differ"
         if base is not None and str(base) not in names:
-            yield f"checkpoints[{i}].base: no checkpoint is called '{base}'{nearest(str(base), names)}"
+            yield f"checkpoints[{i}].base: no checkpoint is called '{base}'{nearest(str(base), names, listed=True)}"
         elif base is not None and name in bases:
             yield f"checkpoints[{i}].base: '{name}' is itself a base; a base has no base"
         if uri and "://" not in uri and not Path(uri).exists():
@@ -70,7 +71,7 @@ def _dataset_faults(raw: dict[str, Any]) -> Iterator[str]:
 def _split_faults(place: str, entry: dict[str, Any], datasets: dict[str, Any], default: str) -> Iterator[str]:
     name = str(entry.get("dataset"))
     if "dataset" in entry and name not in datasets:
-        yield f"{place}.dataset: no dataset is called '{name}'{nearest(name, datasets)}"
+        yield f"{place}.dataset: no dataset is called '{name}'{nearest(name, datasets, listed=True)}"
         return
     folder = (datasets.get(name) or {}).get("path") if isinstance(datasets.get(name), dict) else None
     if folder is None or not Path(str(folder)).is_dir():
@@ -78,7 +79,7 @@ def _split_faults(place: str, entry: dict[str, Any], datasets: dict[str, Any], d
     splits = sorted(file.stem for file in Path(str(folder)).glob("*.parquet"))
     split = str(entry.get("split", default))
     if split not in splits:
-        hint = nearest(split, splits)
+        hint = nearest(split, splits, listed=True)
         yield f"{place}.split: '{split}' is not a split of {folder} ({', '.join(splits)}){hint}"
 
 
@@ -91,7 +92,7 @@ def _task_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iter
             yield f"tasks[{i}].name: '{names[i]}' is taken already; names must differ"
         checkpoint = str(task.get("checkpoint"))
         if "checkpoint" in task and checkpoint not in models:
-            hint = nearest(checkpoint, models)
+            hint = nearest(checkpoint, models, listed=True)
             yield f"tasks[{i}].checkpoint: no task model is called '{checkpoint}'{hint}"
         classes = task.get("classes")
         if isinstance(classes, list) and len(set(map(str, classes))) != len(classes):
@@ -101,8 +102,6 @@ def _task_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iter
 def _merge_faults(merge: Any, checkpoints: list[dict[str, Any]]) -> Iterator[str]:
     if not isinstance(merge, dict):
         return
-    from mergeline.merging import registry  # imports torch
-
     options = {key: value for key, value in merge.items() if key not in ("method", "onto", "out_dtype")}
     try:
         method = registry.get(str(merge.get("method", "pcb")))

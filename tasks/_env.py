@@ -45,6 +45,7 @@ def tool_settings(state: Path) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",  # the usual 20 is too short for a busy machine
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",  # a temporary server that is stopped in mid-write prints tracebacks
         "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",  # its five seconds are too short for the same reason
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # a stage may be called in a notebook, without a flow
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
@@ -101,6 +102,7 @@ def configure() -> None:
     """Write the settings into the environment. Runs once, when this module is imported."""
     state = Path(os.environ.get("MERGELINE_STATE") or default_state(project_root())).resolve()
     os.environ["MERGELINE_STATE"] = str(state)
+    state.mkdir(parents=True, exist_ok=True)  # Prefect's server does not start where it is missing
     for name, value in (tool_settings(state) | arithmetic_settings()).items():
         os.environ.setdefault(name, value)
     for library in ("OMP", "MKL", "OPENBLAS"):  # not a default: clusters set these for everybody

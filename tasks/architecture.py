@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +48,7 @@ def prove_symmetry(
     architecture: ArchitectureSpec, rule: str | None, rule_version: str, inputs: DataSlice
 ) -> ArtifactRef:
     """Derive the symmetry, or take it from a YAML file or a function; refuse it unless permuting changes no output."""
-    from mergeline.models.build import build_model
+    from mergeline.models.build import build_model, import_function
     from mergeline.symmetry.derive import derive_symmetry
     from mergeline.symmetry.symmetry import Symmetry
     from mergeline.symmetry.verify import require_sound
@@ -61,8 +60,7 @@ def prove_symmetry(
         symmetry = Symmetry.from_yaml(Path(rule).read_text())
         require_sound(symmetry, module, (images,))
     else:
-        path, _, name = rule.partition(":")
-        symmetry = getattr(import_module(path), name)(module)
+        symmetry = import_function(rule, "architecture.symmetry")(module)
         require_sound(symmetry, module, (images,))
     return put_file(lambda path: path.write_text(symmetry.to_yaml()), ".yaml", "symmetry")
 

@@ -15,6 +15,7 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 
 # Other packages whose version may change a number.
 NUMERIC_PACKAGES = ("torch", "numpy", "scipy", "safetensors")
@@ -34,6 +35,9 @@ _INFRASTRUCTURE = {
 _LAZY = {"mergeline"}
 
 
+_parsing = Lock()  # CPython 3.11 cannot parse in several threads at once: "AST constructor recursion depth mismatch"
+
+
 @cache
 def code_version(module: str) -> str:
     """Digest of `module`, the project modules it reaches, and the versions of the numeric packages.
@@ -41,15 +45,15 @@ def code_version(module: str) -> str:
     The project is mergeline, tasks, and the package that `module` itself lies in (a user's own model code).
     Raises ValueError for a module without a source file, and where one imports a name from the lazy package.
     """
-    lines = [f"{name} {_read(path, name).digest}" for name, path in sorted(_reachable(module).items())]
+    with _parsing:
+        lines = [f"{name} {_read(path, name).digest}" for name, path in sorted(_reachable(module).items())]
     lines += [f"{package} {_installed(package)}" for package in NUMERIC_PACKAGES]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _reachable(module: str) -> dict[str, Path]:
     """The project modules that importing and running `module` may load, with their files."""
-    start = _file(module)
-    if start is None:
+    if _file(module) is None:
         raise ValueError(f"module {module!r} has no source file: a stage must live in a module that can be imported")
     project = _PROJECT | {module.partition(".")[0]}
     found: dict[str, Path] = {}
@@ -96,7 +100,7 @@ def _read(path: Path, module: str) -> _Source:
 
 
 def _references(tree: ast.AST, package: str) -> Iterator[str]:
-    for node in ast.walk(tree):
+    for node in _executed(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -109,6 +113,18 @@ def _references(tree: ast.AST, package: str) -> Iterator[str]:
                     yield name
                 case _:  # known only when it runs: then it may be anything beside it
                     yield f"{package}.*"
+
+
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes below, less what stands under `if TYPE_CHECKING`: it is never run."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}:
+            children: Iterator[ast.AST] = iter(child.orelse)
+        else:
+            children = iter([child])
+        for kept in children:
+            yield kept
+            yield from _executed(kept)
 
 
 def _imports_by_name(function: ast.expr) -> bool:

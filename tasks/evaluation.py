@@ -39,24 +39,26 @@ def evaluate(
     architecture: ArchitectureSpec,
     domains: list[Domain],
     classes: list[int],
+    reset: bool,
     calibration_batch: int,
     batch_size: int,
 ) -> RowScores:
     """Measure one row of the table; several models are an ensemble of their probabilities.
 
-    The normalisation statistics of every model are reset on each domain's own calibration data. classes: those of all
-    tasks together, for joint accuracy.
+    classes: those of all tasks together, for joint accuracy. reset: measure the normalisation statistics of every model
+    anew on each domain's own calibration data.
     """
+    examples = {domain.name: domain.examples.load() for domain in domains}
     from mergeline.evaluation.metrics import accuracy, ensemble_probabilities, mean_score
 
     tasks: dict[str, Score] = {}
     joint: list[Score] = []
     for domain in domains:
-        logits = [
-            _logits(calibrated(architecture.load(reader), domain.calibration, calibration_batch), domain, batch_size)
-            for reader in open_artifacts(models)
-        ]
-        labels = domain.examples.load().labels
+        modules = [architecture.load(reader) for reader in open_artifacts(models)]
+        if reset:
+            modules = [calibrated(module, domain.calibration, calibration_batch) for module in modules]
+        logits = [_logits(module, domain, batch_size) for module in modules]
+        labels = examples[domain.name].labels
         tasks |= {
             task: accuracy(ensemble_probabilities(logits, among), labels, among) for task, among in domain.tasks.items()
         }

@@ -29,9 +29,15 @@ class DataSlice(BaseModel):
     std: float
 
     def load(self) -> LabelledImages:
-        """Decode the pictures; several stages that look at the same slice decode it once."""
+        """Decode the pictures; several stages that look at the same slice decode it once.
+
+        The first call also imports what reads and measures, before any stage does: the big libraries look at each
+        other, and fail where they find one half imported by another thread.
+        """
         columns = (self.image_column, self.label_column)
         with _decoding:
+            import mergeline.evaluation.metrics  # noqa: F401
+
             return _load(self.file.path, tuple(self.where.items()), *columns, self.mean, self.std)
 
 

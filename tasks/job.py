@@ -18,10 +18,6 @@ class Job:
     """One run of a plan. Making it brings the data sets into the content store."""
 
     def __init__(self, plan: Plan) -> None:
-        # Big libraries look at each other half imported where several stages import them at once: so here, before.
-        import mergeline.evaluation.datasets
-        import mergeline.evaluation.metrics  # noqa: F401
-
         self.plan = plan
         self.architecture: ArchitectureSpec = specify(plan.architecture)
         self.calibration = self._calibration(plan.calibration.where)
@@ -97,6 +93,7 @@ class Job:
             "architecture": self.architecture,
             "domains": self.domains,
             "classes": sorted({number for task in self.plan.tasks for number in task.classes}),
+            "reset": row.reset,
             "calibration_batch": self.plan.calibration.batch_size,
             "batch_size": self.plan.evaluation.batch_size,
         }

@@ -1,20 +1,19 @@
-"""Task: copy what a run made to where people and DVC look for it. Never cached: it is done anew after every run."""
+"""Tasks: draw the result, and copy what a run made to where people and DVC look for it (anew after every run)."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 from mergeline.plan import Plan
+from mergeline.report.page import Facts, report_page
 from mergeline.report.result import Comparison
+from tasks.policy import stage
 from tasks.store import ArtifactRef, publish, put_file, read_json
-
-if TYPE_CHECKING:
-    from mergeline.report.page import Facts
 
 
 class Made(BaseModel):
@@ -30,8 +29,17 @@ class Made(BaseModel):
     normalization: dict[str, ArtifactRef]
 
 
+@stage("draw-chart")
+def draw_comparison(scores: ArtifactRef) -> ArtifactRef:
+    """The picture of the result."""
+    from mergeline.report.chart import draw_chart
+
+    comparison = Comparison.model_validate(read_json(scores))
+    return put_file(lambda path: draw_chart(comparison, path), ".png", "chart")
+
+
 @task(name="publish")
-def publish_run(plan: Plan, made: Made, comparison: Comparison) -> None:
+def publish_run(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef) -> None:
     """Write the merged model, its normalisation per domain, alignment, coefficients, scores, lineage and report."""
     output = plan.output
     publish(made.model, output / "model.safetensors")
@@ -47,7 +55,8 @@ def publish_run(plan: Plan, made: Made, comparison: Comparison) -> None:
     _write_json(output / "comparison.json", comparison.model_dump(mode="json"))
     _write_json(output / "metrics.json", comparison.metrics())
     _write_json(output / "lineage.json", lineage(plan, made))
-    _write_report(plan, made, comparison)
+    publish(chart, output / "chart.png")
+    _write_text(output / "report.md", report_page(plan, comparison, facts(made), "chart.png"))
 
 
 def lineage(plan: Plan, made: Made) -> dict[str, Any]:
@@ -63,19 +72,8 @@ def lineage(plan: Plan, made: Made) -> dict[str, Any]:
     }
 
 
-def _write_report(plan: Plan, made: Made, comparison: Comparison) -> None:
-    from mergeline.report.chart import draw_chart
-    from mergeline.report.page import report_page
-
-    page = report_page(plan, comparison, facts(made), "chart.png")
-    publish(put_file(lambda path: draw_chart(comparison, path), ".png", "chart"), plan.output / "chart.png")
-    publish(put_file(lambda path: path.write_text(page), ".md", "report"), plan.output / "report.md")
-
-
 def facts(made: Made) -> Facts:
     """What the report says about the stages."""
-    from mergeline.report.page import Facts
-
     solved = json.loads((made.alignment.path / "alignment.json").read_text()) if made.alignment else {}
     return Facts(
         digests={name: ref.sha256 for name, ref in made.checkpoints.items()},
@@ -86,5 +84,8 @@ def facts(made: Made) -> Facts:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=1) + "\n"
-    publish(put_file(lambda draft: draft.write_text(text), ".json", "published"), path)
+    _write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    publish(put_file(lambda draft: draft.write_text(text), path.suffix, "published"), path)

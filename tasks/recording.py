@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mergeline.plan import Plan
 from mergeline.report.result import Comparison
+from tasks.policy import stage_seconds
 from tasks.progress import StageCount
 from tasks.publishing import Made, facts, lineage
 
@@ -41,7 +42,9 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
     run = tracker.record(
         plan.name,
         params=_params(plan),
-        metrics=scores(comparison) | {f"matched/{group}": value for group, value in found.matched.items()},
+        metrics=scores(comparison)
+        | {f"matched/{group}": value for group, value in found.matched.items()}
+        | {f"seconds/{name}": value for name, value in stage_seconds(identity).items()},
         series={"objective": found.objective},
         artifacts=sorted(path for path in plan.output.iterdir() if not path.name.startswith(".")),
         datasets=[DatasetUse(name=name, sha256=ref.sha256, source=name) for name, ref in made.datasets.items()],

@@ -238,7 +238,10 @@ def _workspace() -> Iterator[Path]:
 def _sweep(drafts: Path) -> None:
     """Remove the drafts of processes that died while they wrote."""
     for folder in filter(Path.is_dir, drafts.iterdir()):
-        handle = os.open(folder, os.O_RDONLY)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # its owner was done with it a moment ago
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)

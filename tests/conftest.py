@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.prefect_fixtures import prefect_server as prefect_server
+from tests.prefect_fixtures import state as state
+
 # The same examples on every run, and no deadline: a loaded machine is not a fault.
 settings.register_profile("mergeline", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("mergeline")

@@ -6,15 +6,12 @@ parameters, so a chunk gives the same bits as the whole.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mergeline.balancing.sums import sum_over_models
 from mergeline.errors import InputError, nearest
-
-VariantName = Literal["reference", "nlp", "vision", "pairwise"]
 
 LARGEST_EXPONENT = 80  # exp(80) = 5.5e34 leaves float32 room for a sum over thousands of models
 
@@ -54,7 +51,7 @@ def clip_magnitude(task_vectors: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def find_variant(name: str) -> Variant:
     """The variant of that name, or an InputError with the nearest name."""
     if name not in VARIANTS:
-        raise InputError(f"PCB variant {name!r} does not exist{nearest(name, VARIANTS)}")
+        raise InputError(f"PCB variant {name!r} does not exist{nearest(name, VARIANTS, listed=True)}")
     return VARIANTS[name]
 
 

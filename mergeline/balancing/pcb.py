@@ -10,7 +10,7 @@ from mergeline.balancing.competition import clip_magnitude, find_variant, scores
 from mergeline.balancing.statistics import PcbStatistics, pcb_statistics
 from mergeline.errors import InputError
 
-CHUNK = 1 << 15  # columns at a time: the intermediates of a few models stay in the cache
+CHUNK = 1 << 17  # columns at a time: few enough for the cache, enough to keep several threads busy
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,11 @@
 """Sums over models whose bits depend on nothing but the addends."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sum_over_models(rows: Tensor) -> Tensor:

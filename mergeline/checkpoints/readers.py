@@ -1,7 +1,6 @@
 """Open a checkpoint of any kind, and look at several as one: a task vector, a mean."""
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import reduce
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from mergeline.checkpoints.formats import INDEX, SafetensorsReader, ShardedReader, open_torch
 from mergeline.checkpoints.tensors import Reader, TensorReader, UnknownTensorError
-from mergeline.errors import InputError
+from mergeline.errors import InputError, nearest
 
 __all__ = [
     "MeanReader",
@@ -55,8 +54,8 @@ def _find(path: Path) -> Path:
     if path.suffix == ".safetensors" and not path.exists() and index.exists():
         return index
     if not path.exists():
-        near = get_close_matches(path.name, [other.name for other in path.parent.glob("*")], n=1)
-        raise InputError(f"{path}: there is no such file" + (f"; did you mean '{near[0]}'?" if near else ""))
+        beside = [other.name for other in path.parent.glob("*")]
+        raise InputError(f"{path}: there is no such file{nearest(path.name, beside)}")
     return path
 
 

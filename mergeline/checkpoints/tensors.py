@@ -2,12 +2,11 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
-from mergeline.errors import InputError
+from mergeline.errors import InputError, nearest
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts call the state dict in their checkpoint
 
@@ -49,9 +48,7 @@ class Reader(Mapping[str, Tensor]):
 
     def unknown(self, name: str) -> UnknownTensorError:
         """The error to raise for a name that is not here."""
-        near = get_close_matches(name, self.names(), n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        return UnknownTensorError(f"{self.source}: has no tensor '{name}'{hint}")
+        return UnknownTensorError(f"{self.source}: has no tensor '{name}'{nearest(name, self.names())}")
 
     def __getitem__(self, name: str) -> Tensor:
         return self.read(name)

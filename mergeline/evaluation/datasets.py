@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mergeline.errors import InputError
+from mergeline.errors import InputError, nearest
 from mergeline.evaluation.fashion_mnist import MEAN, STD
 
 
@@ -84,9 +83,8 @@ def read_images(
 def _require(name: str, existing: Iterable[str], what: str) -> None:
     existing = list(existing)
     if name not in existing:
-        near = get_close_matches(name, existing, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"{name!r} is not a {what} ({', '.join(existing) or 'there is none'}).{hint}")
+        known = ", ".join(existing) or "there is none"
+        raise InputError(f"{name!r} is not a {what} ({known}){nearest(name, existing)}")
 
 
 def _decode(content: bytes, name: str) -> np.ndarray:

@@ -1,13 +1,16 @@
 """The (weighted) average of the task models (Wortsman et al. 2022, Model soups, arXiv 2203.05482)."""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mergeline.balancing.sums import sum_over_models
 from mergeline.errors import InputError
 from mergeline.merging.registry import method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @method("average", needs_base=False)
@@ -20,5 +23,5 @@ def average(models: Tensor, *, weights: Sequence[float] | None = None) -> Tensor
         return (sum_over_models(models) / len(models)).float()
     if len(weights) != len(models) or min(weights) < 0 or sum(weights) == 0:
         raise InputError(f"average: weights must be {len(models)} numbers >= 0, not all zero: {list(weights)}.")
-    column = torch.tensor(weights, dtype=torch.float64, device=models.device)[:, None]
-    return (sum_over_models(column * models.double()) / sum(weights)).float()
+    precise = models.double()
+    return (sum_over_models(precise.new_tensor(weights)[:, None] * precise) / sum(weights)).float()

@@ -20,7 +20,7 @@ from mergeline.merging.layout import check_same_tensors
 
 DEFAULT_PATTERNS = ("*running_mean", "*running_var")  # statistics of the data, not parameters: averaged
 FIRST_PATTERNS = ("*num_batches_tracked",)  # counters: like every integer tensor, the first model's value
-CHUNK = 1 << 16  # entries per model at a time
+CHUNK = 1 << 17  # entries per model at a time
 
 Checkpoint = Mapping[str, Tensor] | str | Path  # a Reader is a mapping too
 

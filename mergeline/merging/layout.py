@@ -1,10 +1,9 @@
 """Whether checkpoints hold the same tensors, and if not, which sentence helps to mend them."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from mergeline.checkpoints.readers import Reader
-from mergeline.errors import InputError
+from mergeline.errors import InputError, nearest
 
 SHOWN = 8  # faults listed before "and n more"
 
@@ -40,5 +39,5 @@ def _faults(reference: Reader, other: Reader) -> list[str]:
 
 
 def _suggestion(name: str, candidates: set[str]) -> str:
-    close = get_close_matches(name, sorted(candidates), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    hint = nearest(name, sorted(candidates)).removeprefix("; ")
+    return f" ({hint})" if hint else ""

@@ -1,16 +1,18 @@
 """PCB-Merging (Du et al. 2024, arXiv 2410.02396) as a method of the engine; its formula is mergeline.balancing."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
-from torch import Tensor
 
-from mergeline.balancing.competition import VariantName, find_variant
-from mergeline.balancing.pcb import merged_task_vector
-from mergeline.balancing.statistics import PcbStatistics, pcb_statistics
+from mergeline.balancing.variants import VariantName
 from mergeline.errors import InputError
 from mergeline.merging.registry import method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KeepRatio = Annotated[float, Field(gt=0, le=1)]
 ClipRatio = Annotated[float, Field(ge=0, lt=0.5)]
@@ -25,6 +27,8 @@ def statistics_of_task_vectors(
     clip_ratio: ClipRatio | None,
 ) -> dict[str, Any]:
     """`pcb_statistics` as a JSON-able dictionary."""
+    from mergeline.balancing.statistics import pcb_statistics
+
     return pcb_statistics(chunks, size, keep_ratio, variant=variant, clip_ratio=clip_ratio).to_dict()
 
 
@@ -45,6 +49,10 @@ def pcb(
     keep_ratio: share that survives. scale: lambda of the merged task vector. scales: lambda_i of each task, inside the
     weighted mean. clip_ratio: share clipped at either end of |tau|. Returns the merged task vector [c] float32.
     """
+    from mergeline.balancing.competition import find_variant
+    from mergeline.balancing.pcb import merged_task_vector
+    from mergeline.balancing.statistics import PcbStatistics
+
     known = PcbStatistics.from_dict(statistics)
     wanted = (variant, keep_ratio, find_variant(variant).clip_ratio if clip_ratio is None else clip_ratio)
     if (known.variant, known.keep_ratio, known.clip_ratio) != wanted:

@@ -1,17 +1,24 @@
-"""The merging methods by name. A method's signature is its schema: options, types and defaults are read from it."""
+"""The merging methods by name. A method's signature is its schema: options, types and defaults are read from it.
+
+Neither this module nor those of the methods import torch before a method runs, so that checking a plan costs nothing.
+"""
+
+from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from torch import Tensor
 
 from mergeline.errors import InputError, nearest
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 REQUIRED = inspect.Parameter.empty
-_METHODS: dict[str, "Method"] = {}
+_METHODS: dict[str, Method] = {}
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
@@ -106,11 +113,16 @@ def names(needs_base: bool | None = None) -> list[str]:
 def get(name: str) -> Method:
     """The method of that name; InputError with the nearest name."""
     if name not in _METHODS:
-        raise InputError(f"merging method {name!r} does not exist{nearest(name, names())}")
+        raise InputError(f"merging method {name!r} does not exist{nearest(name, names(), listed=True)}")
     return _METHODS[name]
 
 
 def _keywords(function: Callable[..., Any]) -> dict[str, Option]:
-    """The keyword-only parameters of a function."""
-    parameters = inspect.signature(function, eval_str=True).parameters.items()
-    return {name: Option(p.annotation, p.default) for name, p in parameters if p.kind is p.KEYWORD_ONLY}
+    """The keyword-only parameters of a function; only their annotations need to be there when it is registered."""
+    parameters = inspect.signature(function).parameters.items()
+    options = {name: p for name, p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {name: Option(_evaluated(p.annotation, function), p.default) for name, p in options.items()}
+
+
+def _evaluated(annotation: Any, function: Callable[..., Any]) -> Any:
+    return eval(annotation, function.__globals__) if isinstance(annotation, str) else annotation

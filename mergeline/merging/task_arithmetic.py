@@ -1,9 +1,14 @@
 """Task arithmetic (Ilharco et al. 2023, arXiv 2212.04089): the base plus the scaled sum of the task vectors."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from mergeline.balancing.sums import sum_over_models
 from mergeline.merging.registry import method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @method("task_arithmetic", needs_base=True)

@@ -1,16 +1,15 @@
 """A model's architecture as data: the name of a function and its arguments."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
 from typing import Any
 
 from torch import nn
 
-from mergeline.errors import InputError
+from mergeline.errors import InputError, nearest
 
-FIELD = "architecture.factory"
+FACTORY = "architecture.factory"
 
 
 def build_model(factory: str, kwargs: Mapping[str, Any]) -> nn.Module:
@@ -20,7 +19,7 @@ def build_model(factory: str, kwargs: Mapping[str, Any]) -> nn.Module:
     factory is as trusted as the program that names it.
     Raises InputError naming the field for what cannot be imported, called, or is no torch module.
     """
-    function = _import(factory)
+    function = import_function(factory, FACTORY)
     try:
         signature(function).bind(**kwargs)
     except TypeError as error:
@@ -30,23 +29,23 @@ def build_model(factory: str, kwargs: Mapping[str, Any]) -> nn.Module:
     try:
         module = function(**kwargs)
     except Exception as error:  # whatever someone else's factory raises, the plan named it
-        raise InputError(f"{FIELD}: {factory} failed with {dict(kwargs)}: {error}") from error
+        raise InputError(f"{FACTORY}: {factory} failed with {dict(kwargs)}: {error}") from error
     if not isinstance(module, nn.Module):
-        raise InputError(f"{FIELD}: {factory} returned a {type(module).__name__}, not a torch.nn.Module.")
+        raise InputError(f"{FACTORY}: {factory} returned a {type(module).__name__}, not a torch.nn.Module.")
     return module.eval()
 
 
-def _import(factory: str) -> Any:
+def import_function(factory: str, field: str) -> Any:
+    """The function that a plan names as 'module:function' in `field`. Raises InputError where there is none."""
     path, colon, name = factory.partition(":")
     if not (colon and path and name):
-        raise InputError(f"{FIELD}: {factory!r} is not of the form 'module:function' (mergeline.models.resnet:resnet).")
+        raise InputError(f"{field}: {factory!r} is not of the form 'module:function' (mergeline.models.resnet:resnet).")
     try:
         module = import_module(path)
     except Exception as error:  # an import runs foreign code, which may raise anything
-        raise InputError(f"{FIELD}: cannot import the module {path!r}: {error}") from error
+        raise InputError(f"{field}: cannot import the module {path!r}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
-        near = get_close_matches(name, [n for n in dir(module) if callable(getattr(module, n))], n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"{FIELD}: {path} has no function {name!r}.{hint}")
+        functions = [other for other in dir(module) if callable(getattr(module, other))]
+        raise InputError(f"{field}: {path} has no function {name!r}{nearest(name, functions)}")
     return function

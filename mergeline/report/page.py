@@ -42,7 +42,7 @@ def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str) ->
 def _verdict(plan: Plan, comparison: Comparison) -> str:
     """One sentence that compares the result with the best single task model and with the best other row."""
     result = comparison.result
-    models = {model.name for model in plan.task_models}
+    models = {name for model in plan.task_models for name in (model.name, f"{model.name}-reset")}
     singles = [row for row in comparison.rows if row.name in models]
     text = f"The merged model ({result.label}) reaches {result.mean} % over the tasks and {result.joint} % jointly."
     if singles:
@@ -57,9 +57,10 @@ def _reading(comparison: Comparison) -> str:
     count = sum(score.count for score in comparison.result.tasks.values())
     return (
         "Accuracy in percent with its standard error. *mean of tasks*: every task among its own classes; *joint*: all "
-        f"classes at once, mean over the domains. {count} test examples in all. The normalisation statistics of every "
-        "model were recomputed on unlabelled calibration data of the domain at hand. The standard errors are those of "
-        "the test examples: they say nothing about other training seeds, which move such results by several points."
+        f"classes at once, mean over the domains. {count} test examples in all. Merged models, the ensemble and rows "
+        "marked *reset* have their normalisation statistics measured on unlabelled calibration data of the domain at "
+        "hand; other task models and bases are as they were trained. The standard errors are those of the test "
+        "examples: they say nothing about other training seeds, which move such results by several points."
     )
 
 

@@ -20,12 +20,15 @@ def cells(row: RowScores) -> list[str]:
 
 
 def terminal_table(comparison: Comparison) -> Table:
-    """The table for a terminal; the result stands last, in bold."""
-    table = Table(box=box.SIMPLE_HEAD, title=f"{comparison.plan}: accuracy in % ± standard error")
-    for i, title in enumerate(header(comparison)):
-        table.add_column(title, justify="right" if i else "left", no_wrap=i > 0)
+    """The table for a terminal; the result stands last, in bold. Scores stay whole where it is narrow, names wrap."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"{comparison.plan}: accuracy in % ± standard error", padding=(0, 0, 0, 1))
+    table.add_column("method", overflow="fold")
+    for title in header(comparison)[1:]:
+        table.add_column(title.replace("-", "-\n").replace(" of ", "\nof "), justify="right", no_wrap=True, min_width=8)
     for row in comparison.rows:
-        table.add_row(*cells(row), style="bold" if row.name == RESULT else None)
+        label, *scores = cells(row)
+        narrow = [score.replace(" ", "") for score in scores]
+        table.add_row(label, *narrow, style="bold" if row.name == RESULT else None)
     return table
 
 

@@ -104,6 +104,19 @@ def test_the_same_inputs_give_the_same_alignment(batches):
     assert first.history == second.history
 
 
+def test_balance_goes_from_activations_alone_to_weights_alone(batches):
+    models = [network(0), network(1)]
+    symmetry = symmetry_of(models[0])
+
+    def assigned(**options):
+        return align(models, symmetry, batches=batches, **options).assign
+
+    only_activations = assigned(space="activation")
+    assert equal(assigned(balance=0.0), only_activations)
+    assert not equal(assigned(balance=1.0), only_activations)
+    assert not equal(assigned(balance=0.9), assigned(balance=0.1))
+
+
 def test_the_objective_of_the_result_is_the_best_of_all_sweeps(batches):
     models = [network(0), network(1)]
     alignment = align(models, symmetry_of(models[0]), batches=batches)

@@ -170,6 +170,12 @@ def test_a_tiny_sum_of_coefficients_is_floored() -> None:
     assert merged.tolist() == pytest.approx([0.3, 3.0])
 
 
+def test_entries_are_clipped_between_the_bounds_but_zero_stays_zero() -> None:
+    statistics = PcbStatistics("reference", 0.1, 0.0, (0.5,), (2.0,), (0.0,), (1.0,))
+    tau = torch.tensor([[0.0, 0.1, -0.1, 1.0, 3.0, -3.0]])
+    assert weighted_mean(tau, torch.ones_like(tau), statistics).tolist() == [0.0, 0.5, -0.5, 1.0, 2.0, -2.0]
+
+
 def test_the_input_is_left_alone() -> None:
     tau = random_tau(3, 500)
     copy = tau.clone()

@@ -127,6 +127,13 @@ def test_a_large_model_becomes_shards_with_an_index(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt", "from": "test"}
 
 
+def test_an_index_lists_names_in_order_however_they_come(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, reversed(model(5).items()), max_shard_size=800)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert list(index["weight_map"]) == sorted(model(5))
+    assert same(open_checkpoint(tmp_path), model(5))
+
+
 def test_the_digest_of_shards_differs_when_one_value_differs(tmp_path: Path) -> None:
     tensors = model()
     first = write_checkpoint(tmp_path, tensors, max_shard_size=800)

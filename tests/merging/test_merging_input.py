@@ -126,7 +126,7 @@ def test_a_result_too_large_for_its_dtype_is_refused_by_name() -> None:
         next(iterator)
 
 
-@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0]])
+@pytest.mark.parametrize("weights", [[1.0], [2.0, -1.0], [0.0, 0.0]])
 def test_weights_must_be_one_per_model_and_not_negative(weights: list[float]) -> None:
     with pytest.raises(InputError, match="weights must be 2 numbers >= 0"):
         dict(merge([model(), model(1)], method="average", weights=weights))

@@ -21,7 +21,7 @@ def test_a_named_factory_is_called_with_its_arguments() -> None:
     [
         ("resnet", {}, "architecture.factory: 'resnet' is not of the form 'module:function'"),
         ("no_such_module:f", {}, "architecture.factory: cannot import the module 'no_such_module'"),
-        ("mergeline.models.resnet:resnett", {}, "no function 'resnett'. Did you mean 'resnet'?"),
+        ("mergeline.models.resnet:resnett", {}, "no function 'resnett'; did you mean 'resnet'?"),
         ("mergeline.models.build:FIELD", {}, "no function 'FIELD'"),
         (RESNET, {"depth": 20}, "architecture.kwargs: .* unexpected keyword argument 'depth'"),
         (RESNET, {"blocks": [1]}, "architecture.factory: .* three positive numbers"),

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from mergeline.evaluation.datasets import load_images
 from mergeline.evaluation.fashion_mnist import MEAN, STD, Pictures, Split, make_splits
 from mergeline.evaluation.prototypes import Prototypes, save_prototypes
+from mergeline.models import training
 from mergeline.models.resnet import resnet
 from mergeline.models.training import Recipe, augment, learning_rates, reproducible, train
 from mergeline.models.zoo import ZooModel, select, target_prototypes, train_checkpoint
@@ -81,6 +82,22 @@ def test_training_learns() -> None:
         train(module, images, labels, prototypes, replace(RECIPE, epochs=4, domains=("clean",)), seed=0)
     assert torch.equal(module((images - MEAN) / STD)[:, :2].argmax(dim=1), labels)
     assert not module.training and all(p.is_contiguous() for p in module.parameters())
+
+
+def test_the_faster_memory_format_trains_the_same_and_narrow_networks_do_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def trained(width: int) -> torch.Tensor:
+        with reproducible(0):
+            module = resnet(width=width, outputs=6, stem_stride=2)
+            images = torch.rand(16, 1, 28, 28)
+            train(module, images, torch.arange(16) % 2, torch.eye(2, 6), RECIPE, seed=0)
+        return torch.nn.utils.parameters_to_vector(module.parameters()).detach()
+
+    fast, narrow = trained(16), trained(4)
+    monkeypatch.setattr(training, "_channels_last_is_safe", lambda _: False)
+    torch.testing.assert_close(trained(16), fast, atol=1e-4, rtol=1e-3)
+    assert torch.equal(trained(4), narrow)
 
 
 def test_the_callers_settings_and_random_numbers_are_not_touched() -> None:

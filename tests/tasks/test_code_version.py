@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,31 @@ print(sorted({"torch", "numpy", "safetensors", "prefect"} & set(sys.modules)))
 def test_a_module_without_a_source_has_no_version(box: Change, name: str) -> None:
     with pytest.raises(ValueError, match="has no source file"):
         code_version(name)
+
+
+def test_imports_for_the_type_checker_alone_do_not_count(box: Change) -> None:
+    for file, text in CHAIN.items():
+        box(file, text)
+    guarded = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from box.other import x\n"
+    box("stage.py", f"{guarded}else:\n    from box.near import f")
+    before = code_version("box.stage")
+    box("other.py", "x = 2")
+    assert code_version("box.stage") == before
+    box("near.py", f"{CHAIN['near.py']}\nchanged = 1")
+    assert code_version("box.stage") != before
+
+
+def test_a_stage_depends_on_what_it_calls_and_not_on_its_neighbours() -> None:
+    method = "mergeline.merging.pcb"
+    assert method in versions._reachable("tasks.merging")
+    for neighbour in ("checkpoints", "activations", "similarity", "permutations", "evaluation", "normalization"):
+        assert method not in versions._reachable(f"tasks.{neighbour}"), neighbour
+
+
+def test_stages_that_start_at_once_may_all_ask_for_their_version() -> None:
+    modules = [f"tasks.{path.stem}" for path in sorted(Path(tasks.__file__).parent.glob("[a-z]*.py"))]
+    expected = [code_version(module) for module in modules]
+    for _ in range(3):
+        forget_sources()
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(code_version, modules)) == expected

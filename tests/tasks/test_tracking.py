@@ -170,7 +170,7 @@ def test_a_record_that_cannot_be_made_is_a_warning(
 def test_it_says_where_to_look(tracker: Tracker, store: str) -> None:
     assert tracker.where() == f"mlflow ui --backend-store-uri {store}"
     server = Tracker("x", "http://host:5000/")
-    server._connection = (None, "12")  # type: ignore[assignment]
+    server._connection = (None, "12")
     assert server.where("abc") == "http://host:5000/#/experiments/12/runs/abc"
     assert server.where() == "http://host:5000/"
 

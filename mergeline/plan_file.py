@@ -1,0 +1,116 @@
+"""Read a plan from its YAML file: overrides, and everything that is wrong with it in one go."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from mergeline.errors import InputError, nearest
+from mergeline.plan import Plan
+from mergeline.plan_checks import reference_faults
+
+
+class PlanError(InputError):
+    """Everything that is wrong with a plan; `faults` lists one sentence each, with file and field."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("\n".join(faults))
+
+
+def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
+    """Read a plan and apply overrides such as `merge.keep_ratio=0.2` or `checkpoints[0].uri=other.safetensors`.
+
+    Raises PlanError with every fault at once; each names the file and the field, and how to mend it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PlanError([f"{path} is missing; name the plan with --params FILE"])
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as fault:
+        raise PlanError([f"{path}: not valid YAML: {' '.join(str(fault).split())}"]) from fault
+    if not isinstance(raw, dict):
+        raise PlanError([f"{path}: a plan is a mapping of sections (checkpoints, architecture, merge, ...)"])
+    faults = [wrong for override in overrides if (wrong := _override(raw, override))]
+    plan = None
+    try:
+        plan = Plan.model_validate(raw)
+    except ValidationError as error:
+        faults += [f"{path}: {_sentence(details)}" for details in error.errors()]
+    faults += [f"{path}: {fault}" for fault in reference_faults(raw)]
+    if faults or plan is None:
+        raise PlanError(faults)
+    return plan
+
+
+def _override(raw: dict[str, Any], override: str) -> str | None:
+    """Set one value in the raw plan; return what is wrong with the override, if anything."""
+    field, equals, text = override.partition("=")
+    keys = [key for key in re.split(r"[.\[\]]+", field) if key]
+    if not equals or not keys:
+        return f"--set {override}: write it as section.field=value"
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"--set {override}: '{text}' is not a YAML value"
+    place: Any = raw
+    for key, following in zip(keys, [*keys[1:], None], strict=True):
+        if isinstance(place, list):
+            if not key.isdigit() or int(key) >= len(place):
+                return f"--set {override}: '{key}' is not one of the {len(place)} items"
+            index: Any = int(key)
+        elif isinstance(place, dict):
+            index = key
+        else:
+            return f"--set {override}: '{key}' lies under a plain value"
+        if following is None:
+            place[index] = value
+        elif isinstance(place, dict) and place.get(index) is None:
+            place[index] = {}
+        place = place[index]
+    return None
+
+
+def _sentence(fault: Any) -> str:
+    """One pydantic error as field, value and cure."""
+    place = ""
+    for part in fault["loc"]:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    match fault["type"]:
+        case "extra_forbidden":
+            section = _section_at(fault["loc"][:-1])
+            known = section.model_fields if section else ()
+            return f"{place}: unknown key{nearest(str(fault['loc'][-1]), known, listed=True)}"
+        case "missing":
+            return f"{place}: is missing"
+        case "literal_error":
+            hint = nearest(str(fault["input"]), re.findall(r"'([^']+)'", fault["ctx"]["expected"]), listed=True)
+            return f"{place}: '{fault['input']}' is not one of {fault['ctx']['expected']}{hint}"
+        case _:
+            return f"{place}: {fault['msg']} (found {fault['input']!r})"
+
+
+def _section_at(location: Sequence[str | int]) -> type[BaseModel] | None:
+    """The model class at a place in the plan, to suggest its keys."""
+    section: Any = Plan
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = getattr(section, "model_fields", {}).get(part)
+        if field is None:
+            continue
+        section = next((c for c in _classes(field.annotation) if issubclass(c, BaseModel)), section)
+    return section
+
+
+def _classes(annotation: Any) -> Iterator[type]:
+    if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _classes(argument)

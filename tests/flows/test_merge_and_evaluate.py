@@ -1,0 +1,222 @@
+"""The main job on the shipped data and checkpoints, against a real Prefect server and a real MLflow store."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from safetensors.torch import load_file
+
+from flows.merge_and_evaluate import merge_and_evaluate
+from mergeline.alignment.alignment import Alignment
+from mergeline.errors import InputError
+from mergeline.plan_file import load_plan
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+STAGES = {
+    *("download-checkpoint", "prove-symmetry", "represent-family", "collect-activations", "activation-similarity"),
+    *("weight-similarity", "solve-permutations", "pcb-coefficients", "merge", "evaluate", "reset-normalization"),
+    *("measure-normalization", "draw-chart", "publish", "track"),
+}
+
+pytestmark = pytest.mark.flow
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, prefect_server):
+    """The project's folder as working directory, with state of this module's own, shared by its tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("state")
+        patch.chdir(ROOT)
+        patch.setenv("MERGELINE_STATE", str(folder))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / '.mlflow' / 'mlflow.db'}")
+        yield folder
+
+
+def plan_for(output, *overrides, path="params.yaml"):
+    return load_plan(path, [f"output={output}", *overrides])
+
+
+@pytest.fixture(scope="module")
+def first(project):
+    """The default plan, run once."""
+    output = project / "published"
+    return merge_and_evaluate(plan_for(output)), output
+
+
+def all_task_runs(flow_run):
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    with get_client(sync_client=True) as client:
+        return client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])), limit=200)
+
+
+def task_runs(flow_run):
+    """One task run of each stage, by the name of the stage."""
+    runs = all_task_runs(flow_run)
+    return {run.name.rpartition("-")[0] if run.name.rpartition("-")[2].isalnum() else run.name: run for run in runs}
+
+
+def published(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "lineage.json"  # names the output folder
+    }
+
+
+def test_the_result_is_what_the_scenario_promises(first):
+    outcome, _ = first
+    rows = {row.name: row for row in outcome.comparison.rows}
+    merged, average = rows["merged"], rows["average"]
+    singles = [rows[task.checkpoint].mean.value for task in load_plan("params.yaml").tasks]
+    assert merged.mean.value > max(singles)
+    assert merged.mean.value > average.mean.value + 0.2
+    assert merged.joint.value > average.joint.value + 0.1
+    assert rows["ensemble"].mean.value > max(singles)
+    assert rows["unaligned-first"].mean.value > rows["unaligned-mean"].mean.value + 0.1  # it is mostly that base
+    for name in ("a-clean-02478", "a-clean-13569", "b-half-12679", "b-half-03458"):
+        assert rows[name].tasks[name[2:]].value > 0.85, name
+    assert all(score.count == 500 for score in merged.tasks.values())
+    assert (merged.mean.count, merged.joint.count) == (2000, 2000)
+
+
+def test_every_stage_appears_by_name(first):
+    outcome, _ = first
+    assert set(task_runs(outcome.recorded.flow_run)) == STAGES
+    assert outcome.stages.cached == 0
+
+
+def test_everything_is_published(first):
+    outcome, output = first
+    assert set(published(output)) == {
+        *("model.safetensors", "normalization/clean.safetensors", "normalization/half.safetensors"),
+        *("alignment/alignment.json", "alignment/permutations.safetensors", "alignment/symmetry.yaml"),
+        *("coefficients/coefficients.json", "comparison.json", "metrics.json", "report.md", "chart.png"),
+    }
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["mean"] == outcome.comparison.result.mean.value
+    assert metrics["tasks"].keys() == outcome.comparison.result.tasks.keys()
+    lineage = json.loads((output / "lineage.json").read_text())
+    assert lineage["plan"]["merge"]["keep_ratio"] == 0.3
+    manifest = json.loads((ROOT / "data/zoo/manifest.json").read_text())["models"]
+    assert lineage["checkpoints"] == {m["name"]: m["sha256"] for m in manifest if not m["name"].startswith("mudsc")}
+    assert Alignment.load(output / "alignment").value == pytest.approx(
+        max(Alignment.load(output / "alignment").history)
+    )
+    report = (output / "report.md").read_text()
+    assert str(outcome.comparison.result.mean) in report
+    assert (output / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_published_model_scores_what_the_table_says(first):
+    """Loaded the way a user would: the model, then the statistics of the domain over it."""
+    from mergeline.evaluation.datasets import load_images
+    from mergeline.evaluation.metrics import accuracy, predict_logits
+    from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
+    from mergeline.models.build import build_model
+
+    outcome, output = first
+    plan = plan_for(output)
+    module = build_model(plan.architecture.factory, plan.architecture.kwargs)
+    prototypes = load_prototypes("data/datasets/fashion_mnist/prototypes.safetensors").rows
+    for task in plan.tasks:
+        module.load_state_dict(load_file(output / "model.safetensors"))
+        module.load_state_dict(load_file(output / "normalization" / f"{task.domain}.safetensors"), strict=False)
+        examples = load_images("data/datasets/fashion_mnist", "test", where=task.where)
+        logits = prototype_logits(predict_logits(module, examples.images), prototypes)
+        assert accuracy(logits, examples.labels, task.classes) == outcome.comparison.result.tasks[task.name]
+
+
+def test_the_published_model_carries_the_statistics_of_all_calibration_pictures(first):
+    from mergeline.calibration.normalization import reset_normalization
+    from mergeline.evaluation.datasets import load_images
+    from mergeline.models.build import build_model
+
+    _, output = first
+    plan = plan_for(output)
+    module = build_model(plan.architecture.factory, plan.architecture.kwargs)
+    published_state = load_file(output / "model.safetensors")
+    module.load_state_dict(published_state)
+    pictures = load_images("data/datasets/fashion_mnist", "calibration").images
+    again = reset_normalization(module, pictures.split(plan.calibration.batch_size)).state_dict()
+    for name, tensor in published_state.items():
+        assert again[name].allclose(tensor, rtol=1e-4, atol=1e-5), name
+
+
+def test_the_run_is_recorded(first):
+    outcome, output = first
+    client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
+    run = client.get_run(outcome.recorded.mlflow_run)
+    assert run.data.params["merge.keep_ratio"] == "0.3"
+    assert run.data.metrics["merged/mean"] == outcome.comparison.result.mean.value
+    assert run.data.metrics["merged/task/half-12679"] == outcome.comparison.result.tasks["half-12679"].value
+    assert {f"seconds/{stage}" for stage in STAGES - {"publish", "track"}} <= run.data.metrics.keys()
+    assert all(value > 0 for name, value in run.data.metrics.items() if name.startswith("seconds/"))
+    history = [point.value for point in client.get_metric_history(run.info.run_id, "objective")]
+    assert history == list(Alignment.load(output / "alignment").history)
+    assert (
+        run.data.tags["checkpoint.base-a"] == json.loads((output / "lineage.json").read_text())["checkpoints"]["base-a"]
+    )
+    assert {entry.dataset.name for entry in run.inputs.dataset_inputs} >= {"data/datasets/fashion_mnist/test"}
+    names = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"model.safetensors", "report.md", "chart.png", "lineage.json", "metrics.json", "alignment"} <= names
+    assert run.info.status == "FINISHED"
+
+
+def test_again_everything_comes_from_the_cache_with_the_same_bytes(first):
+    outcome, output = first
+    before = published(output)
+    again = merge_and_evaluate(plan_for(output))
+    assert again.stages.total == again.stages.cached == outcome.stages.total
+    assert "all 47 stages came from the cache" in str(again.stages)
+    assert again.comparison == outcome.comparison
+    assert published(output) == before
+
+
+def test_an_option_reruns_what_reads_it_and_nothing_else(first, project):
+    outcome, _ = first
+    other = merge_and_evaluate(plan_for(project / "other", "merge.keep_ratio=0.2"))
+    runs = task_runs(other.recorded.flow_run)
+    assert {name for name, run in runs.items() if run.state.name == "Cached"} >= {
+        *("download-checkpoint", "prove-symmetry", "collect-activations", "solve-permutations", "weight-similarity"),
+    }
+    assert runs["pcb-coefficients"].state.name != "Cached"
+    assert other.comparison.result != outcome.comparison.result
+    rows = zip(other.comparison.rows, outcome.comparison.rows, strict=True)
+    changed = [row.name for row, before in rows if row != before]
+    assert changed == ["unaligned-mean", "unaligned-first", "team-base-a", "team-base-b", "merged"]
+
+
+def test_a_run_from_nothing_gives_the_same_bytes(first, tmp_path, monkeypatch):
+    _, output = first
+    monkeypatch.setenv("MERGELINE_STATE", str(tmp_path))
+    merge_and_evaluate(plan_for(tmp_path / "published", "tracking.enabled=false"))
+    assert published(tmp_path / "published") == published(output)
+
+
+def test_the_setting_of_mudsc(project):
+    outcome = merge_and_evaluate(plan_for(project / "mudsc", path="params/mudsc.yaml"))
+    rows = {row.name: row for row in outcome.comparison.rows}
+    assert rows["merged"].mean.value > rows["average"].mean.value + 0.1
+    assert rows["ensemble"].mean.value > 0.85
+    assert json.loads((project / "mudsc" / "coefficients" / "coefficients.json").read_text()) == {}
+
+
+def test_models_of_one_base_are_merged_without_alignment(project):
+    plan = load_plan("params.yaml")
+    team = [c.model_dump() for c in plan.checkpoints if "base-a" in (c.name, c.base)]
+    tasks = [task.model_dump() for task in plan.tasks[:2]]
+    overrides = [f"checkpoints={json.dumps(team)}", f"tasks={json.dumps(tasks)}", "evaluation.compare=[]"]
+    outcome = merge_and_evaluate(plan_for(project / "team", *overrides))
+    assert "solve-permutations" not in task_runs(outcome.recorded.flow_run)
+    assert outcome.comparison.result.mean.value > 0.8
+
+
+def test_a_checkpoint_that_is_not_what_was_pinned_stops_the_run(first, project):
+    wrong = plan_for(project / "wrong", f"checkpoints[0].sha256='{'0' * 64}'")
+    with pytest.raises(InputError, match=r"base-a\.safetensors.*0000.*"):
+        merge_and_evaluate(wrong)
+    assert not (project / "wrong").exists()

@@ -1,0 +1,81 @@
+"""What a result looks like: the table, the chart, the page."""
+
+import pytest
+from rich.console import Console
+
+from mergeline.comparison import RESULT
+from mergeline.errors import InputError
+from mergeline.evaluation.score import Score
+from mergeline.plan_file import load_plan
+from mergeline.report.chart import draw_chart
+from mergeline.report.page import Facts, report_page
+from mergeline.report.result import Comparison, RowScores, read_comparison
+from mergeline.report.table import markdown_table, terminal_table
+
+
+def row(name, label, mean, joint):
+    tasks = {"clean-02478": Score(mean, 0.01, 500), "half-12679": Score(mean, 0.01, 500)}
+    return RowScores(name=name, label=label, tasks=tasks, mean=Score(mean, 0.012, 1000), joint=Score(joint, 0.02, 1000))
+
+
+@pytest.fixture
+def comparison():
+    return Comparison(
+        plan="two-teams",
+        rows=[
+            row("a-clean-02478", "a-clean-02478", 0.5, 0.3),
+            row("ensemble", "ensemble of 4", 0.9, 0.6),
+            row(RESULT, "aligned, PCB", 0.7512, 0.4),
+        ],
+    )
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_terminal_table_keeps_every_score_whole(comparison, width):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(terminal_table(comparison))
+    text = console.export_text()
+    assert "75.1±1.2" in text
+    assert "40.0±2.0" in text
+    assert "…" not in text
+    assert max(len(line) for line in text.splitlines()) <= width
+
+
+def test_the_markdown_table_marks_the_result(comparison):
+    lines = markdown_table(comparison).splitlines()
+    assert len(lines) == 5
+    assert lines[-1].startswith("| **aligned, PCB** | **75.1 ± 1.0** |")
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_page_names_what_is_better_than_the_result(comparison):
+    plan = load_plan("params.yaml")
+    digests = {spec.name: spec.sha256 for spec in plan.checkpoints}
+    page = report_page(plan, comparison, Facts(digests, [0.4, 0.5], {"stream": 0.45}, {}), "chart.png")
+    assert "The merged model (aligned, PCB) reaches 75.1 ± 1.2 %" in page
+    assert "Rows above it: ensemble of 4 (90.0 ± 1.2 %)" in page
+    assert "best single task model over the same tasks is a-clean-02478 with 50.0" in page
+    assert "![accuracy of every row](chart.png)" in page
+    assert "0.4000, 0.5000; weakest group `stream` with 0.450" in page
+    for spec in plan.checkpoints:
+        assert f"| {spec.name} | `{spec.uri}` | {spec.base or ''} | `{spec.sha256[:12]}` |" in page
+
+
+def test_the_chart_has_the_same_bytes_every_time(comparison, tmp_path):
+    for name in ("one.png", "two.png"):
+        draw_chart(comparison, tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    other = Comparison(plan="two-teams", rows=comparison.rows[1:])
+    draw_chart(other, tmp_path / "other.png")
+    assert (tmp_path / "other.png").read_bytes() != (tmp_path / "one.png").read_bytes()
+
+
+def test_a_comparison_survives_its_file_and_a_broken_one_is_named(comparison, tmp_path):
+    path = tmp_path / "comparison.json"
+    with pytest.raises(InputError, match="run `make merge` first"):
+        read_comparison(path)
+    path.write_text(comparison.model_dump_json())
+    assert read_comparison(path) == comparison
+    path.write_text("{}")
+    with pytest.raises(InputError, match="is not a comparison"):
+        read_comparison(path)

@@ -1,0 +1,168 @@
+"""The plan: what is accepted, and that everything wrong is said at once, with its place."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mergeline.comparison import RESULT, aligns, comparison_rows
+from mergeline.plan_file import PlanError, load_plan
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def faults_of(*overrides, path="params.yaml"):
+    with pytest.raises(PlanError) as error:
+        load_plan(path, overrides)
+    return error.value.faults
+
+
+@pytest.mark.parametrize("path", ["params.yaml", "params/mudsc.yaml"])
+def test_the_shipped_plans_are_valid(path):
+    assert load_plan(path).tasks
+
+
+def test_families_are_bases_in_the_order_of_their_task_models():
+    plan = load_plan("params.yaml")
+    assert plan.families == ["base-a", "base-b"]
+    assert [base.name for base in plan.bases] == ["base-a", "base-b"]
+    assert len(plan.task_models) == 4
+    assert load_plan("params/mudsc.yaml").families == ["mudsc-02478", "mudsc-13569"]
+
+
+def test_overrides_reach_every_depth():
+    plan = load_plan(
+        "params.yaml",
+        ["merge.keep_ratio=0.2", "checkpoints[1].sha256=null", "tasks.0.where.domain=half", "align=null", "name=x"],
+    )
+    assert plan.merge.options["keep_ratio"] == 0.2
+    assert plan.checkpoints[1].sha256 is None
+    assert plan.tasks[0].where == {"domain": "half"}
+    assert plan.align is None
+    assert not aligns(plan)
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("merge.keep_ration=0.2", "merge.keep_ration: method 'pcb' has no option 'keep_ration'; did you"),
+        ("merge.keep_ratio=1.5", "merge.keep_ratio: .*less than or equal to 1"),
+        ("merge.method=pbc", "merge.method: .*'pbc' does not exist; did you mean 'pcb'"),
+        ("align.ballance=0.2", "align.ballance: unknown key; did you mean 'balance'"),
+        ("align.balance=2", "align.balance: .*less than or equal to 1.*found 2"),
+        ("align.space=duel", "align.space: 'duel' is not one of .*; did you mean 'dual'"),
+        ("tasks[1].split=tset", r"tasks\[1\].split: 'tset' is not a split of data/datasets/fashion_mnist .*'test'"),
+        ("tasks[0].checkpoint=a-clean", r"tasks\[0\].checkpoint: no task model is called 'a-clean'.*a-clean-"),
+        ("tasks[0].name=half-12679", r"tasks\[2\].name: 'half-12679' is taken already"),
+        ("tasks[0].classes=[1]", r"tasks\[0\].classes: .*at least 2"),
+        ("tasks[0].dataset=fashoin", r"tasks\[0\].dataset: no dataset is called 'fashoin'; did you mean 'fashion'"),
+        ("checkpoints[2].base=base-c", r"checkpoints\[2\].base: no checkpoint is called 'base-c'; did you mean 'base-"),
+        ("checkpoints[2].base=null", r"checkpoints\[2\].base: is missing; 'pcb' merges task vectors"),
+        ("checkpoints[0].base=base-b", r"checkpoints\[0\].base: 'base-a' is itself a base"),
+        ("checkpoints[0].uri=nowhere.safetensors", r"checkpoints\[0\].uri: the file 'nowhere.safetensors' does"),
+        ("checkpoints[0].sha256=abc", r"checkpoints\[0\].sha256: "),
+        ("calibration.split=calib", "calibration.split: 'calib' is not a split .*; did you mean 'calibration'"),
+        ("datasets.fashion.path=data/none", "datasets.fashion.path: the folder 'data/none' does not exist"),
+        ("architecture.factory=resnet", "architecture.factory: "),
+        ("evaluation.compare=[ensembel]", r"evaluation.compare\[0\]: 'ensembel' is not one of .*'ensemble'"),
+        ("nonsense=1", "nonsense: unknown key"),
+    ],
+)
+def test_a_fault_is_named_with_its_field(override, fault):
+    faults = faults_of(override)
+    assert any(re.search(f"params.yaml: {fault}", sentence) for sentence in faults), faults
+
+
+@pytest.mark.parametrize(
+    ("override", "fault"),
+    [
+        ("merge.keep_ratio", "write it as section.field=value"),
+        ("tasks[9].name=x", "'9' is not one of the 4 items"),
+        ("name.deeper=x", "lies under a plain value"),
+        ("name={", "is not a YAML value"),
+    ],
+)
+def test_an_override_that_makes_no_sense_is_named(override, fault):
+    assert any(fault in sentence and override in sentence for sentence in faults_of(override))
+
+
+def test_all_faults_are_reported_at_once(tmp_path):
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["align"]["balance"] = -1
+    raw["merge"]["keep_ratio"] = 0
+    raw["tasks"][0]["split"] = "tset"
+    del raw["architecture"]["factory"]
+    raw["checkpoints"][0]["colour"] = "blue"
+    path = tmp_path / "broken.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    text = "\n".join(faults_of(path=path))
+    for field in (
+        "align.balance",
+        "merge.keep_ratio",
+        "tasks[0].split",
+        "architecture.factory",
+        "checkpoints[0].colour",
+    ):
+        assert f"{path}: {field}" in text
+    assert text.count("\n") == 4
+
+
+@pytest.mark.parametrize(("text", "fault"), [("a: [", "not valid YAML"), ("- a", "a plan is a mapping")])
+def test_a_file_that_is_no_plan_is_refused(tmp_path, text, fault):
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    assert fault in faults_of(path=path)[0]
+    assert "is missing" in faults_of(path=tmp_path / "none.yaml")[0]
+
+
+RESET = ["a-clean-02478-reset", "a-clean-13569-reset", "b-half-12679-reset", "b-half-03458-reset"]
+
+
+def test_rows_of_the_default_scenario():
+    rows = comparison_rows(load_plan("params.yaml"))
+    assert [row.name for row in rows] == [
+        *(
+            "a-clean-02478",
+            "a-clean-13569",
+            "b-half-12679",
+            "b-half-03458",
+            *RESET,
+            "base-a",
+            "base-b",
+            "ensemble",
+            "average",
+        ),
+        *("aligned-average", "unaligned-mean", "unaligned-first", "team-base-a", "team-base-b", RESULT),
+    ]
+    assert [row.name for row in rows if row.aligned] == ["aligned-average", RESULT]
+    assert rows[-3].members == ("a-clean-02478", "a-clean-13569")
+
+
+def test_rows_of_two_models_without_a_base():
+    rows = comparison_rows(load_plan("params/mudsc.yaml"))
+    assert [row.name for row in rows] == [
+        *("mudsc-02478", "mudsc-13569", "mudsc-02478-reset", "mudsc-13569-reset", "ensemble", "average", RESULT)
+    ]
+
+
+def test_rows_of_models_of_one_base_need_no_alignment():
+    plan = load_plan("params.yaml", ["align=null"])
+    assert "aligned-average" not in {row.name for row in comparison_rows(plan)}
+    assert not comparison_rows(plan)[-1].aligned
+
+
+def test_the_command_says_every_fault_and_ends_with_2():
+    command = [sys.executable, "-m", "flows.merge_and_evaluate", "--set", "merge.keep_ratio=7", "--set", "align.seed=x"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 2
+    assert "params.yaml: merge.keep_ratio" in result.stderr
+    assert "params.yaml: align.seed" in result.stderr
+    assert "Traceback" not in result.stderr
