@@ -17,11 +17,14 @@ from mergeline.symmetry.contraction import Record
 from mergeline.symmetry.domains import Domains
 from mergeline.symmetry.labels import AbstractTensor, UnsupportedError, constant, fixed, of_data
 from mergeline.symmetry.primitives import freeze_all, pointwise
-from mergeline.symmetry.rules import Call, Parameter, find_rule, labelled
+from mergeline.symmetry.rules import Call, Parameter, find_rule, labelled, tensors_in
 from mergeline.symmetry.trace import Trace, is_mutable, is_pointwise, operation
 
 LARGEST_CONSTANT = 1 << 22
 """Constants with more elements are taken as fixed without a look at their values."""
+
+DATA = object()
+"""In place of a number that depends on the values of the inputs."""
 
 METADATA = ("sym_size", "sym_numel", "sym_stride", "sym_storage_offset", "size", "numel", "stride", "dim")
 """Operations whose result tells nothing about the elements of their operands."""
@@ -67,7 +70,7 @@ class _Walk:
                 value = self._call(node) if node in self.trace.live else None
             elif node.op == "output":
                 self.domains.node = ""
-                for x in _tensors(self._read(node.args)):
+                for x in tensors_in(self._read(node.args)):
                     freeze_all(labelled(x), "reaches an output of the model")
                 continue
             else:
@@ -125,7 +128,7 @@ class _Walk:
         outputs = list(value) if isinstance(value, tuple | list) else [value]
         several = isinstance(value, tuple | list)
         arguments = self._arguments(node)
-        operands = _tensors(arguments)
+        operands = tensors_in(arguments)
         if not any(isinstance(output, Tensor) for output in outputs):
             self._freeze_for_numbers(node, operands)
             return [_number(output) for output in outputs] if several else _number(value)
@@ -179,6 +182,8 @@ class _Walk:
     ) -> Any:
         rule = find_rule(operation(node)) or find_rule(call.name)
         if rule is not None:
+            if DATA in arguments.values():
+                raise UnsupportedError("a number that depends on data")
             if not rule.lazy:
                 arguments = {name: _labelled(value) for name, value in arguments.items()}
             return rule(call, arguments)
@@ -204,15 +209,6 @@ def storage_key(tensor: Tensor) -> object:
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
-def _tensors(value: object) -> list[AbstractTensor | Parameter]:
-    """All abstract tensors in nested arguments."""
-    if isinstance(value, AbstractTensor | Parameter):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [x for item in value for x in _tensors(item)] if isinstance(value, list | tuple) else []
-
-
 def _labelled(value: Any) -> Any:
     if isinstance(value, Parameter):
         return value.labelled()
@@ -235,14 +231,15 @@ def _check_shapes(call: Call, result: Any) -> None:
 
 
 def _shape(value: Tensor) -> tuple[int, ...]:
-    return tuple(_number(n) for n in value.shape)
+    shape = tuple(_number(n) for n in value.shape)
+    if DATA in shape:
+        raise InputError("symmetry: shapes in the module depend on its data, so it has no one trace")
+    return shape
 
 
 def _number(value: Any) -> Any:
     """A number that the trace knows; for one that depends on the batch size, its value in the example."""
     if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
         hint = value.node.hint
-        if hint is None:
-            raise InputError("symmetry: the module's shapes depend on its data, which cannot be traced")
-        return hint
+        return DATA if hint is None else hint
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,13 +105,17 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 @contextmanager
 def _quiet_eval(module: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, no fused attention that hides its operations; everything restored afterwards."""
+    """Eval mode, no gradients, no fused attention that hides its operations; everything restored afterwards.
+
+    Warnings of torch.export about its own internals are kept from the user.
+    """
     modes = {child: child.training for child in module.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -123,10 +128,10 @@ def _holds_units(tensor: Tensor) -> bool:
 
 
 def operation(node: Node) -> str:
-    """Name of the operation: `relu` for `aten::relu`, with the namespace for others (`my::op`)."""
+    """Name of the operation: `relu` for `aten::relu`, with the namespace for others (`my::op`, `python::mul`)."""
     packet = getattr(node.target, "overloadpacket", None)
     if packet is None:
-        return str(getattr(node.target, "__name__", node.target))
+        return f"python::{getattr(node.target, '__name__', node.target)}"
     namespace, _, name = packet._qualified_op_name.partition("::")
     return name if namespace == "aten" else f"{namespace}::{name}"
 
@@ -139,7 +144,10 @@ def is_mutable(node: Node) -> bool:
 
 def is_pointwise(node: Node) -> bool:
     """Whether PyTorch tags the operation (or its functional form) as pointwise."""
-    if torch.Tag.pointwise in getattr(node.target, "tags", ()):
+    tags = getattr(node.target, "tags", ())
+    if torch.Tag.nondeterministic_seeded in tags:
+        return False  # noise comes in the order of the elements
+    if torch.Tag.pointwise in tags:
         return True
     functional = getattr(torch.ops.aten, operation(node).removesuffix("_"), None) if is_mutable(node) else None
     overloads = [getattr(functional, name) for name in functional.overloads()] if functional else []

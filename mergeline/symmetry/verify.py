@@ -81,6 +81,10 @@ class _Probe:
     def __init__(self, symmetry: Symmetry, module: nn.Module, example_inputs: Inputs, seed: int) -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         symmetry.check_shapes(type(module).__name__, shapes)
+        if any(tensor.device.type == "meta" for tensor in module.state_dict().values()):
+            raise InputError(
+                f"symmetry of {type(module).__name__}: there are no numbers on the meta device to verify with"
+            )
         self.symmetry = symmetry
         self.seed = seed
         self.module = copy.deepcopy(module).eval()

@@ -13,6 +13,7 @@ from mergeline.symmetry.derive import derive_symmetry
 from mergeline.symmetry.layout import Units
 from mergeline.symmetry.symmetry import Family, Symmetry, parameter_layout
 from mergeline.symmetry.verify import require_sound
+from tests.symmetry.program import permuted
 
 
 def test_two_families_of_two_units_that_should_be_one_are_caught():
@@ -130,3 +131,85 @@ def test_units_over_nothing_are_refused():
         dataclasses.replace(
             symmetry, families=families, parameters={**symmetry.parameters, "1.weight": broken}, sites=()
         ).verify(module, inputs)
+
+
+def test_outputs_that_are_integers_are_compared():
+    """A model that gives classes only would be proved by nothing."""
+    torch.manual_seed(0)
+    module = nn.Sequential(Function(torch.relu), _Largest())
+    inputs = (torch.randn(64, 3),)
+    wrong = Symmetry({"a": Family("a", 4)}, {"0.first.weight": parameter_layout(["a", "_3"], ["out", ""])})
+    with pytest.raises(InputError):
+        require_sound(wrong, module, inputs)
+    assert derive_symmetry(module, inputs).log10_order() == pytest.approx(math.log10(24))
+
+
+class _Largest(nn.Module):
+    def forward(self, x):
+        return x.argmax(1)
+
+
+class Scaled(Function):
+    """Units scaled by the root of a parameter, which must be positive."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.relu)
+        self.variance = nn.Parameter(torch.rand(4) + 0.1)
+
+    def forward(self, x):
+        return self.last(self.first(x) / self.variance.sqrt())
+
+
+def test_parameters_that_must_be_positive_stay_so_in_the_proof():
+    torch.manual_seed(0)
+    symmetry = derive_symmetry(Scaled(), (torch.randn(4, 3),))
+    assert symmetry.log10_order() == pytest.approx(math.log10(24))
+
+
+def test_parameters_that_share_memory_in_another_shape_stay_tied():
+    """Two parameters, one the transpose of the other: permuting one of them permutes the other."""
+    torch.manual_seed(0)
+    module, inputs = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), torch.randn(4, 3)
+    module[3].weight = nn.Parameter(module[0].weight.t())
+    assert module[3].weight.data_ptr() == module[0].weight.data_ptr()
+    symmetry = derive_symmetry(module, (inputs,))
+    before = module(inputs)
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module.load_state_dict(permuted(state, symmetry, symmetry.random_permutations(seed=0)))
+    assert (module(inputs) - before).abs().max() <= 1e-5
+
+
+def test_complex_parameters_are_left_complex():
+    class Rotated(Function):
+        def __init__(self) -> None:
+            super().__init__(torch.relu)
+            self.phase = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+
+        def forward(self, x):
+            return self.last(torch.view_as_real(self.first(x) * self.phase).sum(-1))
+
+    torch.manual_seed(0)
+    module, inputs = Rotated(), (torch.randn(4, 3),)
+    assert derive_symmetry(module, inputs).verify(module, inputs) <= 1e-6
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_outputs_that_differ_by_chance_are_said_to(training):
+    torch.manual_seed(0)
+    noise = torch.nn.functional.dropout if training else (lambda t: t + torch.rand_like(t))
+    with pytest.raises(InputError, match=r"random|differ"):
+        derive_symmetry(Function(noise), (torch.randn(4, 3),))
+
+
+def test_a_module_that_keeps_a_result_is_derived():
+    """A cached tensor of an earlier call belongs to a graph and cannot be copied with the module."""
+
+    class Caching(Function):
+        def forward(self, x):
+            self.last_seen = super().forward(x)
+            return self.last_seen
+
+    torch.manual_seed(0)
+    module, inputs = Caching(torch.relu), (torch.randn(4, 3),)
+    module(*inputs)
+    assert derive_symmetry(module, inputs).log10_order() == pytest.approx(math.log10(24))

@@ -15,6 +15,6 @@ from mergeline.symmetry.rules import (  # noqa: F401
     recurrent,
     reductions,
 )
-from mergeline.symmetry.rules.table import Call, Parameter, find_rule, labelled, rule, rule_names
+from mergeline.symmetry.rules.table import Call, Parameter, find_rule, labelled, rule, rule_names, tensors_in
 
-__all__ = ["Call", "Parameter", "find_rule", "labelled", "rule", "rule_names"]
+__all__ = ["Call", "Parameter", "find_rule", "labelled", "rule", "rule_names", "tensors_in"]

@@ -8,7 +8,7 @@ from string import ascii_lowercase as letters
 from mergeline.symmetry.contraction import einsum
 from mergeline.symmetry.labels import FIXED, AbstractTensor, UnsupportedError
 from mergeline.symmetry.movement import expand, merge, unsqueeze
-from mergeline.symmetry.primitives import drop, freeze, normalise, pointwise, tie_all
+from mergeline.symmetry.primitives import drop, freeze, freeze_all, normalise, pointwise, tie_all
 from mergeline.symmetry.rules.table import Call, rule
 
 
@@ -126,13 +126,19 @@ def _repeat_heads(x: AbstractTensor, heads: int) -> AbstractTensor:
 
 @rule("_grouped_mm", "transformers::grouped_mm_fallback")
 def grouped_matmul(
-    call: Call, x: AbstractTensor, mat2: AbstractTensor | None = None, weight: AbstractTensor | None = None
+    call: Call,
+    x: AbstractTensor,
+    mat2: AbstractTensor | None = None,
+    weight: AbstractTensor | None = None,
+    offs: object = None,
 ) -> AbstractTensor:
     """Rows sorted by expert, each times its expert's matrix: which expert is which is data; the rest is a product."""
     weight = mat2 or weight
     if weight is None or weight.ndim != 3 or x.ndim != 2:
         raise UnsupportedError("grouped products of other shapes")
+    if isinstance(offs, AbstractTensor):
+        freeze_all(offs, "places of experts among sorted rows")
     x = tie_all(freeze(x, 0, "rows sorted by expert"), 0)
     weight = drop(tie_all(freeze(weight, 0, "experts are chosen by data"), 0), 0)
     result = einsum("tk,kn->tn", [x, weight], call.record, call.node)
-    return result.with_label(0, FIXED) if result.shape[0] > 1 else result
+    return result.with_label(0, FIXED)

@@ -9,7 +9,7 @@ from mergeline.symmetry.rules.table import Call, rule
     "empty", "empty_like", "new_empty", "empty_permuted", "empty_strided", "new_empty_strided", "scalar_tensor",
     "zero", "fill",
 )  # fmt: skip
-def filled(call: Call) -> AbstractTensor:
+def filled(call: Call, **_: object) -> AbstractTensor:
     """One value everywhere: any permutation leaves it as it is."""
     return constant(call.domains, call.shape)
 

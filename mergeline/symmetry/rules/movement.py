@@ -56,15 +56,15 @@ def movedim(
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_alias", "view_as", "reshape_as", "squeeze",
     "unsqueeze", "ravel", "view_copy",
 )  # fmt: skip
-def reshape(call: Call, x: AbstractTensor) -> AbstractTensor:
-    """The same elements in the same order under another shape."""
+def reshape(call: Call, x: AbstractTensor, other: object = None) -> AbstractTensor:
+    """The same elements in the same order under another shape (that of `other`)."""
     call.record.keeps(x, call.node)
     return view(x, call.shape)
 
 
 @rule("expand", "expand_as", "broadcast_to", "expand_copy")
-def broadcast(call: Call, x: AbstractTensor) -> AbstractTensor:
-    """Repeated along axes of size 1."""
+def broadcast(call: Call, x: AbstractTensor, other: object = None) -> AbstractTensor:
+    """Repeated along axes of size 1 (to the shape of `other`)."""
     return expand(x, call.shape)
 
 

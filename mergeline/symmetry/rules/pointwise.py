@@ -15,8 +15,8 @@ from mergeline.symmetry.rules.table import Call, rule
     "contiguous", "clone", "alias", "detach", "to", "_to_copy", "type_as", "lift_fresh_copy", "lift_fresh", "lift",
     "positive", "requires_grad", "_conj", "resolve_conj", "resolve_neg", "cpu", "float", "double", "half",
 )  # fmt: skip
-def same(call: Call, x: AbstractTensor) -> AbstractTensor:
-    """The same elements, perhaps stored differently."""
+def same(call: Call, x: AbstractTensor, other: object = None) -> AbstractTensor:
+    """The same elements, perhaps stored differently (like `other`)."""
     call.record.keeps(x, call.node)
     return replace(x, node="")
 

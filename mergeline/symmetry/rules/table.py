@@ -100,21 +100,53 @@ def labelled(x: AbstractTensor | Parameter, groups: int | None = None) -> Abstra
     return x.labelled(groups) if isinstance(x, Parameter) else x
 
 
-RuleFunction = Callable[..., Any]
-F = TypeVar("F", bound=RuleFunction)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule with the argument names that it takes; `lazy` rules get parameters unlabelled."""
+    """A rule and the arguments that it knows.
 
-    function: RuleFunction
-    arguments: frozenset[str]
+    Other arguments must not be tensors, unless the rule takes `**_`: then no operand matters. `lazy` rules get
+    parameters unlabelled.
+    """
+
+    function: Callable[..., Any]
+    known: frozenset[str]
+    required: frozenset[str]
+    ignores_others: bool
     lazy: bool
 
+    @staticmethod
+    def of(function: Callable[..., Any], lazy: bool = False) -> Rule:
+        """The rule of a function, which takes the call and then arguments by the names of the schema."""
+        _, *parameters = inspect.signature(function).parameters.values()
+        named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        return Rule(
+            function,
+            frozenset(p.name for p in named),
+            frozenset(p.name for p in named if p.default is inspect.Parameter.empty),
+            len(named) < len(parameters),
+            lazy,
+        )
+
     def __call__(self, call: Call, arguments: Mapping[str, Any]) -> Any:
-        """Interpret the operation; arguments that the rule does not name are not looked at."""
-        return self.function(call, **{name: value for name, value in arguments.items() if name in self.arguments})
+        """Interpret the operation. Raises UnsupportedError for a form of it that the rule was not written for."""
+        if not self.required <= arguments.keys():
+            raise UnsupportedError(f"a form of it without {', '.join(sorted(self.required - arguments.keys()))}")
+        for name, value in arguments.items():
+            if name not in self.known and not self.ignores_others and tensors_in(value):
+                raise UnsupportedError(f"a form of it with the argument {name}")
+        return self.function(call, **{name: value for name, value in arguments.items() if name in self.known})
+
+
+def tensors_in(value: object) -> list[AbstractTensor | Parameter]:
+    """All abstract tensors in nested arguments."""
+    if isinstance(value, AbstractTensor | Parameter):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return [x for item in value for x in tensors_in(item)] if isinstance(value, list | tuple) else []
 
 
 _RULES: dict[str, Rule] = {}
@@ -124,10 +156,9 @@ def rule(*names: str, lazy: bool = False) -> Callable[[F], F]:
     """Register a rule for operations: `softmax` for `aten::softmax`, with the namespace for others (`my::op`)."""
 
     def register(function: F) -> F:
-        arguments = frozenset(list(inspect.signature(function).parameters)[1:])
         for name in names:
             assert name not in _RULES, f"two rules for {name}"
-            _RULES[name] = Rule(function, arguments, lazy)
+            _RULES[name] = Rule.of(function, lazy)
         return function
 
     return register
