@@ -17,6 +17,9 @@ merge: $(READY) ## merge the checkpoints of params.yaml, evaluate, publish into 
 test: $(READY) ## run the tests
 	python -m pytest
 
+fuzz: $(READY) ## try the derivation of symmetries on 5000 random programs
+	python -m tests.symmetry.fuzz --programs 5000
+
 lint: $(READY) ## check style and types
 	ruff check .
 	ruff format --check .
@@ -50,4 +53,4 @@ $(DATA_READY): $(READY)
 	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[data]"
 	@touch $@
 
-.PHONY: help merge test lint ui bench data zoo clean
+.PHONY: help merge test fuzz lint ui bench data zoo clean
