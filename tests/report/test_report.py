@@ -1,5 +1,7 @@
 """What a result looks like: the table, the chart, the page."""
 
+import io
+
 import pytest
 from rich.console import Console
 
@@ -32,7 +34,7 @@ def comparison():
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_terminal_table_keeps_every_score_whole(comparison, width):
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(terminal_table(comparison))
     text = console.export_text()
     assert "75.1±1.2" in text

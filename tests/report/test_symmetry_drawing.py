@@ -1,5 +1,7 @@
 """A symmetry as a table and as a drawing."""
 
+import io
+
 import pytest
 from rich.console import Console
 
@@ -21,7 +23,7 @@ def symmetry():
 
 
 def test_the_table_says_who_writes_and_reads_each_group(symmetry):
-    console = Console(width=120, record=True, quiet=True)
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(symmetry_table(symmetry))
     text = [" ".join(line.split()) for line in console.export_text().splitlines()]
     assert any("2 unit groups" in line for line in text)
