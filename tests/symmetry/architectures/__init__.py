@@ -2,6 +2,7 @@
 
 from tests.symmetry.architectures import (
     convolutional,
+    held_out,
     huggingface,
     swin,
     unlisted_attention,
@@ -21,4 +22,7 @@ LISTED: dict[str, Architecture] = {
 UNLISTED: dict[str, Architecture] = {**unlisted_convolutional.ARCHITECTURES, **unlisted_attention.ARCHITECTURES}
 """Those that no list has; each says what order its group has."""
 
-ARCHITECTURES = {**LISTED, **UNLISTED}
+HELD_OUT: dict[str, Architecture] = held_out.ARCHITECTURES
+"""Those of a library that the rules were not written for."""
+
+ARCHITECTURES = {**LISTED, **UNLISTED, **HELD_OUT}

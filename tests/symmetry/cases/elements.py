@@ -35,7 +35,6 @@ SAME = {
 FEW_VALUES = "values coincide"  # so that permutations keep the output by chance
 UNARY: tuple[str, ...] = (
     "absolute",
-    "angle",
     "arccos",
     "arccosh",
     "arcsin",
