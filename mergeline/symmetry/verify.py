@@ -23,7 +23,6 @@ TOLERANCE = 1e-4
 FEW = 5000
 """Families with fewer derangements than this may move alike by chance: they are also moved in different halves."""
 
-
 ATTEMPTS = 5
 """How many random parameters are tried until the outputs tell something."""
 
@@ -91,8 +90,10 @@ class _Probe:
         symmetry.check_shapes(type(module).__name__, {name: tuple(tensor.shape) for name, tensor in state.items()})
         if any(tensor.device.type == "meta" for tensor in state.values()):
             raise InputError(f"{self.name}: there are no numbers on the meta device to verify with")
-        self.symmetry = symmetry
         self.seed = seed
+        self.symmetry = symmetry
+        self.layouts = {alias: layout for name, layout in symmetry.parameters.items() for alias in (name, *layout.tied)}
+        self.source = module
         self.module = _copy(module).eval()
         self.inputs = example_inputs
         try:
@@ -108,10 +109,9 @@ class _Probe:
         """
         self.module = self.module.double() if dtype is torch.float64 else self.module.float()
         self.inputs = tree_map(lambda x: _as_dtype(x, dtype), self.inputs)
-        original = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
         finite = False
         for strength, attempt in product((1.0, 0.1), range(ATTEMPTS)):
-            self.module.load_state_dict(original)
+            self.module.load_state_dict(self.source.state_dict())
             _randomise(self.module, self.seed + attempt, strength)
             self.state = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
             self.reference = [output.clone() for output in self._outputs()]
@@ -134,15 +134,14 @@ class _Probe:
     def change(self, families: Sequence[str]) -> float:
         """Largest relative change of any output when these families are permuted at random."""
         permutations = self.symmetry.random_permutations(self.seed, families)
-        self.module.load_state_dict(self._permuted(permutations))
+        with torch.no_grad():
+            for name, target in self.module.state_dict(keep_vars=True).items():
+                target.copy_(self._permuted(name, permutations))
         return max((_relative_change(x, y) for x, y in zip(self.reference, self._outputs(), strict=True)), default=0.0)
 
-    def _permuted(self, permutations: Permutations) -> dict[str, Tensor]:
-        state = dict(self.state)
-        for name, layout in self.symmetry.parameters.items():
-            tensor = permute_tensor(self.state[name], layout, self.symmetry, permutations)
-            state.update(dict.fromkeys((name, *layout.tied), tensor))
-        return state
+    def _permuted(self, name: str, permutations: Permutations) -> Tensor:
+        tensor, layout = self.state[name], self.layouts.get(name)
+        return tensor if layout is None else permute_tensor(tensor, layout, self.symmetry, permutations)
 
 
 def _whereabouts(symmetry: Symmetry, family: str) -> str:
