@@ -64,6 +64,7 @@ class _Walk:
         self.parameters = self._parameters()
 
     def run(self) -> Interpretation:
+        self._freeze_overlapping()
         for node in self.trace.program.graph.nodes:
             name = self.domains.node = self.trace.names[node]
             if node.op == "call_function":
@@ -95,6 +96,19 @@ class _Walk:
                 by_storage[key] = Parameter(self.domains, name, state[name].shape)
             found[placeholder] = by_storage[key]
         return found
+
+    def _freeze_overlapping(self) -> None:
+        """Parameters that share memory, but are not the same tensor, would permute one another."""
+        parameters = {parameter.name: parameter for parameter in self.parameters.values()}
+        memory = {name: _memory(self.trace.program.state_dict[name]) for name in parameters}
+        furthest = ""  # the tensor that reaches furthest so far
+        for name in sorted(parameters, key=lambda name: memory[name]):
+            storage, start, stop = memory[name]
+            if furthest and memory[furthest][0] == storage and start < memory[furthest][2]:
+                for sharing in (name, furthest):
+                    freeze_all(parameters[sharing].labelled(), f"{furthest} and {name} share memory")
+            if not furthest or memory[furthest][0] != storage or stop > memory[furthest][2]:
+                furthest = name
 
     def _placeholder(self, node: Node) -> object:
         if node.name in self.parameters:
@@ -207,6 +221,13 @@ class _Walk:
 def storage_key(tensor: Tensor) -> object:
     """Equal for tensors that are the same memory seen the same way."""
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+
+
+def _memory(tensor: Tensor) -> tuple[int, int, int]:
+    """The storage of a tensor, and the first element in it and the one after the last."""
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = int(tensor.storage_offset())
+    return tensor.untyped_storage()._cdata, start, start + int(last) + 1 if tensor.numel() else start
 
 
 def _labelled(value: Any) -> Any:

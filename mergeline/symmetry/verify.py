@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mergeline.errors import InputError
 from mergeline.symmetry.permute import Permutations, permute_tensor
@@ -21,6 +22,9 @@ TOLERANCE = 1e-4
 
 FEW = 5000
 """Families with fewer derangements than this may move alike by chance: they are also moved in different halves."""
+
+ATTEMPTS = 5
+"""How many random parameters are tried until the outputs tell something."""
 
 
 def output_change(
@@ -54,13 +58,15 @@ def require_sound(symmetry: Symmetry, module: nn.Module, example_inputs: Inputs,
     probe = _Probe(symmetry, module, example_inputs, seed)
     if all(probe.change(families) <= TOLERANCE for families in _joint_trials(symmetry)):
         return
+    if probe.is_random():
+        raise InputError(f"{probe.name}: its outputs differ from run to run, so nothing can be verified")
     changes = {family: probe.change([family]) for family in symmetry.families}
     listing = "; ".join(
         f"'{family}' changes the output by {change:.1e} ({_whereabouts(symmetry, family)})"
         for family, change in changes.items()
         if change > TOLERANCE
     )
-    raise InputError(f"symmetry of {type(module).__name__}: not a symmetry of the model: {listing or 'all together'}")
+    raise InputError(f"{probe.name}: not a symmetry of the model: {listing or 'all together'}")
 
 
 def _joint_trials(symmetry: Symmetry) -> Iterator[list[str]]:
@@ -79,15 +85,16 @@ class _Probe:
     """A randomised copy of a module, and what it gives for the example inputs."""
 
     def __init__(self, symmetry: Symmetry, module: nn.Module, example_inputs: Inputs, seed: int) -> None:
-        shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        symmetry.check_shapes(type(module).__name__, shapes)
-        if any(tensor.device.type == "meta" for tensor in module.state_dict().values()):
-            raise InputError(
-                f"symmetry of {type(module).__name__}: there are no numbers on the meta device to verify with"
-            )
-        self.symmetry = symmetry
+        self.name = f"symmetry of {type(module).__name__}"
+        state = module.state_dict()
+        symmetry.check_shapes(type(module).__name__, {name: tuple(tensor.shape) for name, tensor in state.items()})
+        if any(tensor.device.type == "meta" for tensor in state.values()):
+            raise InputError(f"{self.name}: there are no numbers on the meta device to verify with")
         self.seed = seed
-        self.module = copy.deepcopy(module).eval()
+        self.symmetry = symmetry
+        self.layouts = {alias: layout for name, layout in symmetry.parameters.items() for alias in (name, *layout.tied)}
+        self.source = module
+        self.module = _copy(module).eval()
         self.inputs = example_inputs
         try:
             self._start(torch.float64)
@@ -95,32 +102,46 @@ class _Probe:
             self._start(torch.float32)
 
     def _start(self, dtype: torch.dtype) -> None:
-        self.module.to(dtype)
+        """Compute the reference outputs.
+
+        Where they are not finite, weaker noise is tried; where classes are given and all inputs are put into one,
+        which would prove nothing, other noise.
+        """
+        self.module = self.module.double() if dtype is torch.float64 else self.module.float()
         self.inputs = tree_map(lambda x: _as_dtype(x, dtype), self.inputs)
-        _randomise(self.module, self.seed)
-        self.state = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
-        self.reference = [output.clone() for output in self._outputs()]
-        if not all(torch.isfinite(output).all() for output in self.reference):
-            name = type(self.module).__name__
-            raise InputError(f"symmetry of {name}: NaN or Inf on random parameters, so nothing can be verified")
+        finite = False
+        for strength, attempt in product((1.0, 0.1), range(ATTEMPTS)):
+            self.module.load_state_dict(self.source.state_dict())
+            _randomise(self.module, self.seed + attempt, strength)
+            self.state = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
+            self.reference = [output.clone() for output in self._outputs()]
+            finite = all(torch.isfinite(output).all() for output in self.reference)
+            if finite and all(map(_tells, self.reference)):
+                return
+        if not finite:
+            raise InputError(f"{self.name}: NaN or Inf on random parameters, so nothing can be verified")
 
     def _outputs(self) -> list[Tensor]:
         args, kwargs = arguments(self.inputs)
         with torch.no_grad():
-            return list(_floating(self.module(*args, **kwargs)))
+            outputs = tree_leaves(_containers(self.module(*args, **kwargs)))
+        return [output for output in outputs if isinstance(output, Tensor)]
+
+    def is_random(self) -> bool:
+        """Whether the outputs differ from one run to the next."""
+        return self.change([]) > TOLERANCE
 
     def change(self, families: Sequence[str]) -> float:
         """Largest relative change of any output when these families are permuted at random."""
         permutations = self.symmetry.random_permutations(self.seed, families)
-        self.module.load_state_dict(self._permuted(permutations))
+        with torch.no_grad():
+            for name, target in self.module.state_dict(keep_vars=True).items():
+                target.copy_(self._permuted(name, permutations))
         return max((_relative_change(x, y) for x, y in zip(self.reference, self._outputs(), strict=True)), default=0.0)
 
-    def _permuted(self, permutations: Permutations) -> dict[str, Tensor]:
-        state = dict(self.state)
-        for name, layout in self.symmetry.parameters.items():
-            tensor = permute_tensor(self.state[name], layout, self.symmetry, permutations)
-            state.update(dict.fromkeys((name, *layout.tied), tensor))
-        return state
+    def _permuted(self, name: str, permutations: Permutations) -> Tensor:
+        tensor, layout = self.state[name], self.layouts.get(name)
+        return tensor if layout is None else permute_tensor(tensor, layout, self.symmetry, permutations)
 
 
 def _whereabouts(symmetry: Symmetry, family: str) -> str:
@@ -132,38 +153,53 @@ def _whereabouts(symmetry: Symmetry, family: str) -> str:
     return f"tensors: {', '.join(tensors)}" + (f"; operations: {', '.join(nodes)}" if nodes else "")
 
 
+def _tells(output: Tensor) -> bool:
+    """Whether an output differs from place to place, if it consists of classes or truth values."""
+    return output.is_floating_point() or output.is_complex() or output.numel() < 2 or len(output.unique()) > 1
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """A deep copy, also where the module keeps tensors that were computed with gradients."""
+    attributes = [value for child in module.modules() for value in vars(child).values()]
+    kept = [x for x in tree_leaves(attributes) if isinstance(x, Tensor) and not x.is_leaf]
+    return copy.deepcopy(module, {id(x): x.detach() for x in kept})
+
+
 def _as_dtype(x: Any, dtype: torch.dtype) -> Any:
     return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
-def _randomise(module: nn.Module, seed: int) -> None:
-    """Random values for every floating tensor, scaled so that deep networks keep finite outputs."""
+def _randomise(module: nn.Module, seed: int, strength: float) -> None:
+    """Random values for all tensors but integers, scaled so that deep networks keep finite outputs.
+
+    What is positive everywhere (variances, scales) stays so: a root or a logarithm may be taken of it.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, tensor in module.state_dict(keep_vars=True).items():
+        for tensor in module.state_dict(keep_vars=True).values():
+            if tensor.is_complex():
+                tensor = torch.view_as_real(tensor)
             if not tensor.is_floating_point():
                 continue
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
+            noise = strength * torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+            if (tensor > 0).all():
+                tensor.mul_((0.3 * noise).exp())
             elif tensor.ndim >= 2:
                 fan_in = max(1, math.prod(tensor.shape[1:]))
                 tensor.copy_(noise * min(0.5, 1.5 / math.sqrt(fan_in)) + tensor / 2)
             else:
-                tensor.copy_(tensor + 0.3 * noise)
+                tensor.add_(0.3 * noise)
 
 
-def _floating(outputs: object) -> Iterator[Tensor]:
-    """Floating tensors in the output of a module, whatever containers they are in."""
-    if isinstance(outputs, Tensor):
-        if outputs.is_floating_point():
-            yield outputs
-    elif isinstance(outputs, Mapping):
-        yield from _floating(list(outputs.values()))
-    elif isinstance(outputs, tuple | list):
-        for item in outputs:
-            yield from _floating(item)
+def _containers(outputs: Any) -> Any:
+    """The output of a module with classes of mappings and sequences replaced by plain ones."""
+    if isinstance(outputs, Mapping):
+        return [_containers(value) for value in outputs.values()]
+    return [_containers(item) for item in outputs] if isinstance(outputs, tuple | list) else outputs
 
 
 def _relative_change(before: Tensor, after: Tensor) -> float:
-    return float((before - after).abs().max() / before.abs().max().clamp_min(1e-12)) if before.numel() else 0.0
+    if not before.numel():
+        return 0.0
+    before, after = (x if x.is_complex() else x.double() for x in (before, after))
+    return float((before - after).abs().max() / before.abs().max().clamp_min(1e-12))

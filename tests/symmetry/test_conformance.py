@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mergeline.symmetry.derive import derive_symmetry
 from mergeline.symmetry.rules import Call, rule_names
 from mergeline.symmetry.rules.table import Rule
 from mergeline.symmetry.symmetry import Symmetry
@@ -126,3 +127,10 @@ def test_operations_without_a_rule_that_are_tagged_pointwise_are(name):
     rows, columns = torch.tensor([2, 0, 3, 1]), torch.tensor([1, 2, 0])
     after = op(*(operand[rows][:, columns] for operand in operands))
     assert torch.equal(after.nan_to_num(), before[rows][:, columns].nan_to_num())
+
+
+@pytest.mark.parametrize("name", ["linear", "softmax", "view that parts", "group_norm", "attention that is causal"])
+def test_a_trace_for_one_batch_size_tells_the_same(name):
+    program, inputs = CASES[name].make()
+    for_any = derive_symmetry(program, inputs, verify=False)
+    assert for_any.parameters == derive_fast(program, inputs).parameters
