@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -16,7 +17,7 @@ from mergeline.symmetry.layout import Fixed, Layout, rename
 from mergeline.symmetry.naming import family_names
 from mergeline.symmetry.notes import explain
 from mergeline.symmetry.symmetry import ELEMENTWISE, ParameterLayout, Site, Symmetry
-from mergeline.symmetry.trace import Inputs, trace
+from mergeline.symmetry.trace import Inputs, tensors_of, trace
 from mergeline.symmetry.units import Family, Span, joined_spans
 from mergeline.symmetry.verify import require_sound
 
@@ -29,58 +30,54 @@ def derive_symmetry(module: nn.Module, example_inputs: Inputs, *, verify: bool =
     fixed and are listed in the notes. verify: permute a random copy of the module and compare the outputs.
     Raises InputError where the module cannot be traced, or where the proof fails.
     """
-    example_inputs = _on_device_of(module, example_inputs)
-    traced = trace(module, example_inputs)
-    found = interpret(traced)
-    names = _tied_names(module)
+    state = tensors_of(module)
+    device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
+    example_inputs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example_inputs)
+    symmetry = _assemble(interpret(trace(module, example_inputs)), _tied_names(state))
+    if device.type == "meta":
+        verified = "no: the module is on the meta device"
+    elif verify:
+        require_sound(symmetry, module, example_inputs)
+        verified = "yes: permuting a random copy leaves the outputs as they are"
+    else:
+        verified = "no: not asked for"
+    return replace(symmetry, notes={**symmetry.notes, "verified": verified})
+
+
+def _assemble(found: Interpretation, tied: Mapping[str, tuple[str, ...]]) -> Symmetry:
+    """Families under readable names, the tensors that carry them, sites and notes."""
     tensors = {
         first: found.parameters[name].labelled()
-        for first, tied in names.items()
-        for name in [first, *tied]
+        for first, others in tied.items()
+        for name in [first, *others]
         if name in found.parameters and found.parameters[name].tensor is not None
     }
     extraction, layouts = extract(found.domains, tensors)
-    readable = family_names(extraction, found)
+    names = family_names(extraction, found)
     families = {
-        readable[name]: Family(readable[name], family.size, tuple(readable.get(outer, outer) for outer in family.over))
-        for name, family in extraction.families.items()
+        names[number]: Family(names[number], family.size, tuple(names.get(outer, outer) for outer in family.over))
+        for number, family in extraction.families.items()
     }
     parameters = {
-        name: ParameterLayout(
-            tuple(rename(dim, readable) for dim in dims), _roles(found, tensors[name], dims), names[name]
-        )
+        name: ParameterLayout(tuple(rename(dim, names) for dim in dims), _roles(found, tensors[name], dims), tied[name])
         for name, dims in layouts.items()
         if any(not isinstance(dim, Fixed) for dim in dims)
     }
-    notes = explain(found, tensors, layouts)
-    symmetry = Symmetry(families, parameters, notes=notes)
-    symmetry = Symmetry(families, parameters, _sites(found, extraction, readable, symmetry), notes)
-    if any(tensor.device.type == "meta" for tensor in module.state_dict().values()):
-        notes["verified"] = "no: the module is on the meta device"
-    elif verify:
-        require_sound(symmetry, module, example_inputs)
-        notes["verified"] = "yes: permuting a random copy leaves the outputs as they are"
-    else:
-        notes["verified"] = "no: not asked for"
-    return symmetry
+    symmetry = Symmetry(families, parameters, notes=explain(found, tensors, layouts))
+    return replace(symmetry, sites=_sites(found, extraction, names, symmetry))
+
+
+def _tied_names(state: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """First name of each tensor of the state dict -> its other names."""
+    names: dict[object, list[str]] = {}
+    for name, tensor in state.items():
+        names.setdefault(storage_key(tensor) if tensor.numel() else name, []).append(name)
+    return {first: tuple(tied) for first, *tied in names.values()}
 
 
 def _counts(layout: Layout) -> bool:
     """Whether an axis carries units, or counts the units of others."""
     return not isinstance(layout, Fixed) or layout.counted
-
-
-def _on_device_of(module: nn.Module, example_inputs: Inputs) -> Inputs:
-    device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
-    return tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example_inputs)
-
-
-def _tied_names(module: nn.Module) -> dict[str, tuple[str, ...]]:
-    """First name of each tensor of the state dict -> its other names."""
-    names: dict[object, list[str]] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        names.setdefault(storage_key(tensor) if tensor.numel() else name, []).append(name)
-    return {first: tuple(tied) for first, *tied in names.values()}
 
 
 def _roles(found: Interpretation, x: AbstractTensor, dims: Sequence[Layout]) -> tuple[str, ...]:
@@ -93,7 +90,7 @@ def _roles(found: Interpretation, x: AbstractTensor, dims: Sequence[Layout]) -> 
 
 
 def _sites(
-    found: Interpretation, extraction: Extraction, readable: Mapping[str, str], symmetry: Symmetry
+    found: Interpretation, extraction: Extraction, names: Mapping[str, str], symmetry: Symmetry
 ) -> tuple[Site, ...]:
     """Every place where activations show the units of a group while an operation reads or makes them.
 
@@ -110,7 +107,7 @@ def _sites(
             layouts = extraction.layouts(found.values[value], value)
         except NotUniformError:
             return {}, []
-        dims = {dim: rename(layout, readable) for dim, layout in enumerate(layouts) if _counts(layout)}
+        dims = {dim: rename(layout, names) for dim, layout in enumerate(layouts) if _counts(layout)}
         return dims, [span for span in joined_spans(dims, symmetry.families, symmetry.active) if span.path in groups]
 
     sites: dict[Site, None] = {}

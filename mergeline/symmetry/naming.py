@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 from mergeline.symmetry.extract import Extraction, FoundFamily
@@ -31,7 +32,8 @@ def _tensor(family: FoundFamily, found: Interpretation) -> str:
     name = (producing or axes)[0][0]
     for ending in (".weight", "_weight", ".bias", "_bias"):
         name = name.removesuffix(ending)
-    return name
+    name = re.sub(r"[\s*+()]", "-", name)  # signs of the layout language
+    return f"units{name}" if re.fullmatch(r"[_#]\d+", name) else name
 
 
 def _hint(family: FoundFamily, found: Interpretation) -> str:

@@ -82,6 +82,11 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
     return Trace(program, node_names(program.graph))
 
 
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the state dict, as they are in the module (other state is left out)."""
+    return {name: x for name, x in module.state_dict(keep_vars=True).items() if isinstance(x, Tensor)}
+
+
 def arguments(example_inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and named arguments for a call of the module."""
     if isinstance(example_inputs, Tensor):

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from mergeline.errors import InputError
 from mergeline.symmetry.permute import Permutations, permute_tensor
 from mergeline.symmetry.symmetry import Symmetry
-from mergeline.symmetry.trace import Inputs, arguments
+from mergeline.symmetry.trace import Inputs, arguments, tensors_of
 
 TOLERANCE = 1e-4
 """Relative output change that float32 arithmetic inside a module may cause; a wrong entry causes more than 1e-3."""
@@ -86,7 +86,7 @@ class _Probe:
 
     def __init__(self, symmetry: Symmetry, module: nn.Module, example_inputs: Inputs, seed: int) -> None:
         self.name = f"symmetry of {type(module).__name__}"
-        state = module.state_dict()
+        state = tensors_of(module)
         symmetry.check_shapes(type(module).__name__, {name: tuple(tensor.shape) for name, tensor in state.items()})
         if any(tensor.device.type == "meta" for tensor in state.values()):
             raise InputError(f"{self.name}: there are no numbers on the meta device to verify with")
@@ -113,7 +113,7 @@ class _Probe:
         for strength, attempt in product((1.0, 0.1), range(ATTEMPTS)):
             self.module.load_state_dict(self.source.state_dict())
             _randomise(self.module, self.seed + attempt, strength)
-            self.state = {name: tensor.clone() for name, tensor in self.module.state_dict().items()}
+            self.state = {name: tensor.detach().clone() for name, tensor in tensors_of(self.module).items()}
             self.reference = [output.clone() for output in self._outputs()]
             finite = all(torch.isfinite(output).all() for output in self.reference)
             if finite and all(map(_tells, self.reference)):
@@ -135,7 +135,7 @@ class _Probe:
         """Largest relative change of any output when these families are permuted at random."""
         permutations = self.symmetry.random_permutations(self.seed, families)
         with torch.no_grad():
-            for name, target in self.module.state_dict(keep_vars=True).items():
+            for name, target in tensors_of(self.module).items():
                 target.copy_(self._permuted(name, permutations))
         return max((_relative_change(x, y) for x, y in zip(self.reference, self._outputs(), strict=True)), default=0.0)
 
@@ -176,7 +176,7 @@ def _randomise(module: nn.Module, seed: int, strength: float) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for tensor in module.state_dict(keep_vars=True).values():
+        for tensor in tensors_of(module).values():
             if tensor.is_complex():
                 tensor = torch.view_as_real(tensor)
             if not tensor.is_floating_point():

@@ -20,7 +20,8 @@ from torch import Tensor
 from mergeline.errors import InputError
 from mergeline.symmetry.derive import derive_symmetry
 from tests.symmetry.program import Program, derive_fast, largest_change, readout
-from tests.symmetry.steps import BINARY, UNARY, Maker, Step, fits, linear
+from tests.symmetry.steps import BINARY, UNARY, Maker, Step, fits
+from tests.symmetry.steps.layers import linear
 
 TOLERANCE = 1e-6
 """float64 rounding, enlarged by norms of nearly constant values; a wrong permutation changes more than this."""

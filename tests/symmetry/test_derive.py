@@ -253,3 +253,31 @@ def test_a_dtype_that_the_code_insists_on_is_respected():
 def test_a_derived_symmetry_survives_its_text():
     for symmetry in (derive_symmetry(mlp(), INPUTS), derive_symmetry(Tied(), (torch.randint(7, (3, 5)),))):
         assert Symmetry.from_yaml(symmetry.to_yaml()) == symmetry
+
+
+def test_names_that_mean_something_in_layouts_are_avoided():
+    class Oddly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.ParameterDict({"a + b": torch.randn(4, 3)})
+            self.register_parameter("_4", nn.Parameter(torch.randn(5, 4)))
+            self.register_parameter("last", nn.Parameter(torch.randn(2, 5)))
+
+        def forward(self, x):
+            return (self.last @ torch.tanh(self._4 @ torch.tanh(self.weights["a + b"] @ x.T))).T
+
+    symmetry = derive_symmetry(Oddly(), INPUTS)
+    assert symmetry.sizes == {"units_4": 5, "weights.a---b": 4}
+    assert Symmetry.from_yaml(symmetry.to_yaml()) == symmetry
+
+
+def test_state_that_is_no_tensor_is_left_alone():
+    class Counting(nn.Linear):
+        def get_extra_state(self):
+            return {"calls": 3}
+
+        def set_extra_state(self, state):
+            assert state == {"calls": 3}
+
+    module = nn.Sequential(Counting(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert derive_symmetry(module, INPUTS).sizes == {"0": 4}

@@ -213,3 +213,25 @@ def test_a_module_that_keeps_a_result_is_derived():
     module, inputs = Caching(torch.relu), (torch.randn(4, 3),)
     module(*inputs)
     assert derive_symmetry(module, inputs).log10_order() == pytest.approx(math.log10(24))
+
+
+def test_a_branch_that_starts_small_is_proved_too():
+    """A LayerScale near zero hides what its branch does, unless the proof gives it another value."""
+
+    class Branch(Function):
+        def __init__(self) -> None:
+            super().__init__(torch.relu)
+            self.scale = nn.Parameter(torch.full((2,), 1e-6))
+            self.beside = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.beside(x) + self.scale * super().forward(x)
+
+    torch.manual_seed(0)
+    module, inputs = Branch(), (torch.randn(4, 3),)
+    symmetry = derive_symmetry(module, inputs)
+    bias = parameter_layout(["_4"], ["elt"])
+    with pytest.raises(InputError, match="changes the output"):
+        require_sound(
+            dataclasses.replace(symmetry, parameters={**symmetry.parameters, "first.bias": bias}), module, inputs
+        )
