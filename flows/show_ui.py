@@ -29,7 +29,8 @@ def main() -> int:
     )
     # sessions of their own, so that the workers of a server end with it
     servers = [subprocess.Popen([sys.executable, "-m", *command], start_new_session=True) for command in commands]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # also where a shell started this in the background
+        signal.signal(stop, signal.default_int_handler)
     try:
         os.wait()
         print("one of the servers ended; is its port taken?", file=sys.stderr)
@@ -40,7 +41,10 @@ def main() -> int:
         for server in servers:
             os.killpg(server.pid, signal.SIGTERM)
         for server in servers:
-            server.wait()
+            try:
+                server.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

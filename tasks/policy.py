@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
+from time import perf_counter
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from prefect import Task
@@ -95,10 +96,10 @@ def stage_seconds(flow_run: str) -> dict[str, float]:
 @contextmanager
 def _timed(stage_name: str) -> Iterator[None]:
     context = TaskRunContext.get()
-    started = time.perf_counter()
+    started = perf_counter()
     yield
     if context is not None and context.task_run.flow_run_id is not None:
-        _seconds[str(context.task_run.flow_run_id)][stage_name] += time.perf_counter() - started
+        _seconds[str(context.task_run.flow_run_id)][stage_name] += perf_counter() - started
 
 
 @contextmanager

@@ -172,7 +172,8 @@ def _as_dtype(x: Any, dtype: torch.dtype) -> Any:
 def _randomise(module: nn.Module, seed: int, strength: float) -> None:
     """Random values for all tensors but integers, scaled so that deep networks keep finite outputs.
 
-    What is positive everywhere (variances, scales) stays so: a root or a logarithm may be taken of it.
+    What is positive everywhere (variances, scales) stays so: a root or a logarithm may be taken of it. It is not left
+    near zero, as LayerScale starts: a branch that adds next to nothing hides every fault in it.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -183,7 +184,7 @@ def _randomise(module: nn.Module, seed: int, strength: float) -> None:
                 continue
             noise = strength * torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
             if (tensor > 0).all():
-                tensor.mul_((0.3 * noise).exp())
+                tensor.clamp_(min=0.5).mul_((0.3 * noise).exp())
             elif tensor.ndim >= 2:
                 fan_in = max(1, math.prod(tensor.shape[1:]))
                 tensor.copy_(noise * min(0.5, 1.5 / math.sqrt(fan_in)) + tensor / 2)
