@@ -6,13 +6,12 @@ Prints a table per variant: seconds of either (best of several runs), their rati
 """
 
 import argparse
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from benchmarks.timing import seconds
 from mergeline.balancing.pcb import pcb_merge
 
 CLIP_RATIO = {"reference": 0.0001, "pairwise": 0.01}
@@ -36,16 +35,6 @@ def full_sort_merge(tau: Tensor, keep_ratio: float, variant: str) -> Tensor:
     q = b.sort(dim=1).values[:, int(d * (1 - keep_ratio)), None]
     s = (b.maximum(q) - q) / (b.max(dim=1, keepdim=True).values - q)
     return (clipped * s).sum(dim=0) / s.sum(dim=0).clamp(min=1e-12)
-
-
-def seconds(function: Callable[[], object], runs: int) -> float:
-    """The fastest of several runs: the others measure the neighbours on the machine."""
-    best = float("inf")
-    for _ in range(runs):
-        start = time.perf_counter()
-        function()
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 def main() -> None:

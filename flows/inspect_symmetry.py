@@ -1,4 +1,4 @@
-"""Show which units of a plan's architecture may change places: `python -m flows.inspect_symmetry --help`"""
+"""Show which units of a plan's architecture may change places, as a table, YAML and a drawing."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any
 
@@ -67,10 +67,10 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
     """Export a module in eval mode, with any batch size where the module allows it.
 
     Where values are changed in place through views, the graph is made functional first. Raises InputError where
-    torch.export cannot trace the module.
+    torch.export cannot trace the module, or where it returns no tensor.
     """
     args, kwargs = arguments(example_inputs)
-    with _quiet_eval(module):
+    with _quiet_eval(module), _plain_outputs(module):
         try:
             program = _export(module, args, kwargs)
             if any(_needs_functional(node) for node in program.graph.nodes):
@@ -79,6 +79,8 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
             raise InputError(
                 f"symmetry of {type(module).__name__}: torch.export cannot trace it with these inputs: {fault}"
             ) from fault
+    if not any(isinstance(output, Node) for output in program.graph.output_node().args[0]):
+        raise InputError(f"symmetry of {type(module).__name__}: it returns no tensors, so any change would go unseen")
     return Trace(program, node_names(program.graph))
 
 
@@ -94,6 +96,20 @@ def arguments(example_inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     return tuple(example_inputs), {}
+
+
+def output_tensors(outputs: Any) -> list[Tensor]:
+    """The tensors that a module returns: in sequences, mappings and data classes, however deep.
+
+    Objects of other classes are left out: they are caches for the next call (of keys and values), which hold units in
+    the order of the model that made them.
+    """
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if is_dataclass(outputs) and not isinstance(outputs, Mapping):
+        outputs = [getattr(outputs, field.name) for field in fields(outputs)]
+    parts = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, tuple | list) else ()
+    return [tensor for part in parts for tensor in output_tensors(part)]
 
 
 def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
@@ -126,6 +142,16 @@ def _quiet_eval(module: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for child, mode in modes.items():
             child.training = mode
+
+
+@contextmanager
+def _plain_outputs(module: nn.Module) -> Iterator[None]:
+    """The module returns a list of tensors: torch.export refuses classes that it does not know."""
+    hook = module.register_forward_hook(lambda _module, _arguments, outputs: output_tensors(outputs))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _holds_units(tensor: Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -15,13 +15,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 from mergeline.errors import InputError
 from mergeline.symmetry.permute import Permutations, permute_tensor
 from mergeline.symmetry.symmetry import Symmetry
-from mergeline.symmetry.trace import Inputs, arguments, tensors_of
+from mergeline.symmetry.trace import Inputs, arguments, output_tensors, tensors_of
 
 TOLERANCE = 1e-4
 """Relative output change that float32 arithmetic inside a module may cause; a wrong entry causes more than 1e-3."""
 
 FEW = 5000
-"""Families with fewer derangements than this may move alike by chance: they are also moved in different halves."""
+"""Families with fewer derangements than this may move alike by chance, which hides faults: they also move alone."""
+
+SMALL = 1_000_000
+"""In modules with at most so many numbers every family also moves alone: it takes no time."""
 
 ATTEMPTS = 5
 """How many random parameters are tried until the outputs tell something."""
@@ -44,7 +47,7 @@ def output_change(
     probe = _Probe(symmetry, module, example_inputs, seed)
     if only is not None:
         return probe.change(only)
-    return max(probe.change(families) for families in _joint_trials(symmetry))
+    return max(probe.change(families) for families in _trials(symmetry, probe.numbers))
 
 
 def family_changes(symmetry: Symmetry, module: nn.Module, example_inputs: Inputs, *, seed: int = 0) -> dict[str, float]:
@@ -56,7 +59,7 @@ def family_changes(symmetry: Symmetry, module: nn.Module, example_inputs: Inputs
 def require_sound(symmetry: Symmetry, module: nn.Module, example_inputs: Inputs, seed: int = 0) -> None:
     """Raise InputError, naming the families at fault, unless permuting leaves the outputs as they are."""
     probe = _Probe(symmetry, module, example_inputs, seed)
-    if all(probe.change(families) <= TOLERANCE for families in _joint_trials(symmetry)):
+    if all(probe.change(families) <= TOLERANCE for families in _trials(symmetry, probe.numbers)):
         return
     if probe.is_random():
         raise InputError(f"{probe.name}: its outputs differ from run to run, so nothing can be verified")
@@ -69,16 +72,13 @@ def require_sound(symmetry: Symmetry, module: nn.Module, example_inputs: Inputs,
     raise InputError(f"{probe.name}: not a symmetry of the model: {listing or 'all together'}")
 
 
-def _joint_trials(symmetry: Symmetry) -> Iterator[list[str]]:
-    """All families at once; then such halves of the small ones that any two of them are once in different halves."""
+def _trials(symmetry: Symmetry, numbers: int) -> Iterator[list[str]]:
+    """Families to permute together: all of them, then one by one where that tells more, or costs nothing."""
     yield list(symmetry.families)
-    small = [
-        name
-        for name, family in symmetry.families.items()
-        if symmetry.copies(name) * math.lgamma(family.size) < math.log(FEW)
-    ]
-    for bit in range((len(small) - 1).bit_length()):
-        yield [name for number, name in enumerate(small) if number >> bit & 1]
+    for name, family in symmetry.families.items():
+        derangements = symmetry.copies(name) * math.lgamma(family.size)  # a logarithm, and a lower bound
+        if numbers <= SMALL or derangements < math.log(FEW):
+            yield [name]
 
 
 class _Probe:
@@ -90,6 +90,7 @@ class _Probe:
         symmetry.check_shapes(type(module).__name__, {name: tuple(tensor.shape) for name, tensor in state.items()})
         if any(tensor.device.type == "meta" for tensor in state.values()):
             raise InputError(f"{self.name}: there are no numbers on the meta device to verify with")
+        self.numbers = sum(tensor.numel() for tensor in state.values())
         self.seed = seed
         self.symmetry = symmetry
         self.layouts = {alias: layout for name, layout in symmetry.parameters.items() for alias in (name, *layout.tied)}
@@ -124,8 +125,7 @@ class _Probe:
     def _outputs(self) -> list[Tensor]:
         args, kwargs = arguments(self.inputs)
         with torch.no_grad():
-            outputs = tree_leaves(_containers(self.module(*args, **kwargs)))
-        return [output for output in outputs if isinstance(output, Tensor)]
+            return output_tensors(self.module(*args, **kwargs))
 
     def is_random(self) -> bool:
         """Whether the outputs differ from one run to the next."""
@@ -190,13 +190,6 @@ def _randomise(module: nn.Module, seed: int, strength: float) -> None:
                 tensor.copy_(noise * min(0.5, 1.5 / math.sqrt(fan_in)) + tensor / 2)
             else:
                 tensor.add_(0.3 * noise)
-
-
-def _containers(outputs: Any) -> Any:
-    """The output of a module with classes of mappings and sequences replaced by plain ones."""
-    if isinstance(outputs, Mapping):
-        return [_containers(value) for value in outputs.values()]
-    return [_containers(item) for item in outputs] if isinstance(outputs, tuple | list) else outputs
 
 
 def _relative_change(before: Tensor, after: Tensor) -> float:
