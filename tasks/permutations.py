@@ -17,6 +17,7 @@ def solve_permutations(
     from prefect.logging import get_run_logger
     from safetensors.torch import load_file
 
+    from mergeline.alignment.search import Matcher
     from mergeline.alignment.solve import Sweep, solve
 
     logger = get_run_logger()
@@ -28,7 +29,7 @@ def solve_permutations(
         open_artifacts(families),
         load_symmetry(symmetry),
         space=options.space,
-        method=options.method,
+        matcher=Matcher(options.method),
         balance=options.balance,
         activations=load_file(activations.path),
         weights=load_file(weights.path),

@@ -22,15 +22,13 @@ def activation_similarity(activations: ArtifactRef) -> ArtifactRef:
 
 @stage("weight-similarity")
 def weight_similarity(families: list[ArtifactRef], symmetry: ArtifactRef) -> ArtifactRef:
-    """Correlation of the reference's units with those of the other families, per group, all groups in their own order.
+    """Correlation of all units of all families, per group, all groups in their own order.
 
     It depends on how the neighbouring groups are aligned: the sweeps start from it and update it.
     """
     from safetensors.torch import save_file
 
-    from mergeline.similarity.weight import group_similarity
+    from mergeline.similarity.weight import weight_similarity as correlate
 
-    units, readers = load_symmetry(symmetry), open_artifacts(families)
-    orders = [units.identity()] * len(readers)
-    similarity = {group: group_similarity(readers, units, group, orders) for group in units.groups}
+    similarity = correlate(open_artifacts(families), load_symmetry(symmetry))
     return put_file(lambda path: save_file(similarity, path), ".safetensors", "similarity", space="weight")

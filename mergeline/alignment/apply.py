@@ -1,4 +1,4 @@
-"""Aligned checkpoints are views: a tensor is permuted when it is read."""
+"""Aligned checkpoints are views: a tensor is permuted, or folded onto merged units, when it is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mergeline.symmetry.permute import permute_tensor
 
 
 class AlignedReader(Reader):
-    """A checkpoint in the reference's unit order; nothing is computed until a tensor is read."""
+    """A checkpoint in the common unit order; nothing is computed until a tensor is read."""
 
     def __init__(self, reader: Reader, alignment: Alignment, model_index: int) -> None:
         """`model_index` selects whose permutations to apply. Raises InputError where the shapes do not fit."""
@@ -24,8 +24,8 @@ class AlignedReader(Reader):
         symmetry.check_shapes(reader.source, {name: reader.shape(name) for name in reader.names()})
         self.source = reader.source
         self._reader = reader
-        self._symmetry = symmetry
-        self._permutations = alignment.permutations[model_index]
+        self._alignment = alignment
+        self._model = model_index
         self._layouts = dict(symmetry.parameters)
         for layout in symmetry.parameters.values():
             self._layouts.update(dict.fromkeys(layout.tied, layout))
@@ -35,23 +35,28 @@ class AlignedReader(Reader):
         return self._reader.names()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor: alignment does not change it."""
-        return self._reader.shape(name)
+        """Shape of a tensor: zip may change the number of units."""
+        return self._alignment.fold.shape(self._layouts[name]) if name in self._layouts else self._reader.shape(name)
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of a tensor: alignment does not change it."""
         return self._reader.dtype(name)
 
     def read(self, name: str) -> Tensor:
-        """The tensor in the reference's unit order."""
+        """The tensor in the reference's unit order: an exact gather; with zip, sums in float32."""
         tensor = self._reader.read(name)
         if name not in self._layouts:
             return tensor
-        return permute_tensor(tensor, self._layouts[name], self._symmetry, self._permutations)
+        layout, alignment = self._layouts[name], self._alignment
+        moved = permute_tensor(tensor, layout, alignment.symmetry, alignment.permutations[self._model])
+        return alignment.fold(moved, layout, self._model).to(tensor.dtype) if alignment.zips else moved
 
 
 def apply_alignment(state_dict: Mapping[str, Tensor], alignment: Alignment, model_index: int) -> dict[str, Tensor]:
-    """The state dict of model `model_index` in the unit order of model 0: exact gathers, same dtypes."""
+    """The state dict of model `model_index` in the unit order of model 0: exact gathers, same dtypes.
+
+    With zip it is the model's part of the merged model, times the number of models: the mean of all is the merge.
+    """
     return dict(AlignedReader(open_checkpoint(state_dict), alignment, model_index))
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mergeline.alignment.alignment import Alignment
+from mergeline.alignment.fold import EPSILON, Fold
+from mergeline.alignment.parity import untied, whole_families
+from mergeline.alignment.search import Matcher, Search
 from mergeline.checkpoints.readers import Reader, open_checkpoint
 from mergeline.errors import InputError
-from mergeline.matching.match import Matching, match_units
+from mergeline.matching.match import Method, check_zip_options
 from mergeline.similarity.activation import activation_similarity
-from mergeline.similarity.weight import group_similarity
-from mergeline.symmetry.symmetry import Symmetry, UnitGroup
+from mergeline.similarity.weight import WeightRows
+from mergeline.symmetry.symmetry import Symmetry
+from mergeline.symmetry.tap import Consumers
 
 Space = Literal["dual", "weight", "activation"]
 FAILURES_ALLOWED = 5
@@ -33,34 +38,44 @@ def align(
     symmetry: Symmetry,
     *,
     space: Space = "dual",
-    method: Literal["permute"] = "permute",
+    method: Method = "permute",
     balance: float = 0.5,
     batches: Iterable[Tensor | Sequence[Tensor]] | None = None,
+    reduce: float | None = None,
     sweeps: int = 100,
     seed: int = 0,
     order: Sequence[Sequence[str]] | None = None,
+    parity: Literal["authors"] | None = None,
 ) -> Alignment:
-    """Bring models of one architecture into the unit order of the first.
+    """Bring models of one architecture into the unit order of the first, or onto merged units.
 
     modules: n models, the reference first; normalisation statistics as they are (see `reset_normalization`).
     space: which similarity decides: of weights, of activations on `batches`, or `balance` parts of the first and
-    1 - balance of the second. order: the group names of each sweep, to replay a recorded run; otherwise drawn from
-    `seed`. Raises InputError for options that do not fit together.
+    1 - balance of the second. method, reduce: see `match_units`. order: the group names of each sweep, to replay a
+    recorded run; otherwise drawn from `seed`. parity: `authors` repeats what their program does otherwise: heads of
+    queries and values apart (which changes the function), keys measured for queries, zipped neighbours read and written
+    the other way round in weight similarity, and merged weights smaller by 5e-6.
+    Raises InputError for options that do not fit together.
     """
     if space != "weight" and batches is None:
         raise InputError(f"align in {space} space needs calibration inputs: give `batches`")
-    activations = None if batches is None or space == "weight" else activation_similarity(modules, symmetry, batches)
-    readers = [open_checkpoint(module.state_dict()) for module in modules]
+    matcher, activations = Matcher(method, reduce), None
+    if batches is not None and space != "weight":
+        consumers: Consumers = "last value" if parity else "last"
+        activations = activation_similarity(modules, symmetry, batches, consumers=consumers)
+    if parity is not None:
+        symmetry, matcher = untied(symmetry), replace(matcher, whole=whole_families(modules[0], symmetry))
     return solve(
-        readers,
+        [open_checkpoint(module.state_dict()) for module in modules],
         symmetry,
         space=space,
-        method=method,
+        matcher=matcher,
         balance=balance,
         activations=activations,
         sweeps=sweeps,
         seed=seed,
         order=order,
+        parity=parity,
     )
 
 
@@ -69,121 +84,123 @@ def solve(
     symmetry: Symmetry,
     *,
     space: Space,
-    method: Literal["permute"] = "permute",
+    matcher: Matcher | None = None,
     balance: float = 0.5,
     activations: Mapping[str, Tensor] | None = None,
     weights: Mapping[str, Tensor] | None = None,
     sweeps: int = 100,
     seed: int = 0,
     order: Sequence[Sequence[str]] | None = None,
+    parity: Literal["authors"] | None = None,
     on_sweep: Callable[[Sweep], None] | None = None,
 ) -> Alignment:
     """`align` on checkpoints and similarities that are at hand.
 
-    activations: {group: [n * units, n * units]}. weights: {group: [units, (n - 1) * units]} in the given order of all
-    groups, which spares the first computation. on_sweep: called after each sweep.
+    activations: {group: [n * units, n * units]}. weights: the same in the given order of all groups, which spares the
+    first computation. on_sweep: called after each sweep. symmetry: as it is to be used; `align` unties it for parity.
     """
-    _check_options(symmetry, space, method, balance, activations)
-    search = _Search(readers, symmetry, space, balance, activations or {}, weights or {})
+    matcher = matcher or Matcher()
+    _check_options(symmetry, space, matcher, balance, activations)
+    search = Search(symmetry, len(readers), matcher)
+    evidence = _Evidence(
+        search, WeightRows(readers, symmetry), space, balance, activations or {}, weights or {}, parity
+    )
+    history: list[float] = []
     if space != "weight":
-        search.match_activations()
-    if space == "activation":
-        return search.alignment(search.values, ())
-    best, best_values, history, failures = search.permutations, search.values, list[float](), 0
-    for number, groups in enumerate(_orders(symmetry, sweeps, seed, order)):
-        before = search.permutations
-        search.sweep(groups)
-        objective = sum(search.values.values()) / len(search.values)
+        for number in range(len(search.sets)):
+            search.match(number, evidence.in_activation_space)
+        search.state.seen.clear()
+    if space != "activation" and search.sets:
+        history = _sweep(search, evidence, _orders(symmetry, sweeps, seed, order), on_sweep)
+    state = search.state
+    epsilon = EPSILON if parity and matcher.method == "zip" else 0.0
+    return Alignment(symmetry, state.permutations, state.values, tuple(history), state.zips, epsilon)
+
+
+def _sweep(
+    search: Search,
+    evidence: _Evidence,
+    orders: Iterator[Sequence[str]],
+    on_sweep: Callable[[Sweep], None] | None,
+) -> list[float]:
+    """Sweep over the groups, each matched against the current place of its neighbours and replaced at once.
+
+    Every sweep starts from the best state so far. Ends after FAILURES_ALLOWED sweeps that were not better, or where a
+    sweep from the best state moves nothing: any other order would repeat it. Returns the objective of each sweep.
+    """
+    best, history, failures = search.state, list[float](), 0
+    for number, names in enumerate(orders):
+        search.state = best.copy()
+        moved = False
+        for linked in dict.fromkeys(search.set_of[name] for name in names):
+            if not search.is_settled(linked):
+                moved |= search.match(linked, evidence)
+        objective = search.state.objective
         if on_sweep:
             on_sweep(Sweep(number, objective))
-        if not history or objective > max(history):
-            best, best_values = search.permutations, search.values
+        better = not history or objective > max(history)
+        history.append(objective)
+        if better:
+            best = search.state
         else:
             failures += 1
-            # A sweep from the best state that moves nothing shows a fixed point: any order of groups repeats it.
-            if failures == FAILURES_ALLOWED or (before is best and search.moved == 0):
+            if failures == FAILURES_ALLOWED or (not moved and objective == best.objective):
                 break
-            search.permutations, search.values = best, best_values
-        history.append(objective)
-    search.permutations = best
-    return search.alignment(best_values, tuple(history))
+    search.state = best
+    return history
 
 
-class _Search:
-    """Current permutations of all models and the value each group had when it was last matched."""
+class _Evidence:
+    """The similarity that decides, under the alignment of the moment."""
 
     def __init__(
         self,
-        readers: Sequence[Reader],
-        symmetry: Symmetry,
+        search: Search,
+        rows: WeightRows,
         space: Space,
         balance: float,
         activations: Mapping[str, Tensor],
         weights: Mapping[str, Tensor],
+        parity: str | None,
     ) -> None:
-        for reader in readers:
-            symmetry.check_shapes(reader.source, {name: reader.shape(name) for name in reader.names()})
-        self.readers = readers
-        self.symmetry = symmetry
+        self.search = search
+        self.rows = rows
         self.balance = 1.0 if space == "weight" else balance
         self.activations = activations
-        self.initial_weights = weights
-        self.permutations: tuple[dict[str, Tensor], ...] = tuple(symmetry.identity() for _ in readers)
-        self.values: dict[str, float] = {}
-        self.moved = 0
+        self.weights = weights
+        self.parity = parity
+        self.permutes = search.matcher.method == "permute"
 
-    def alignment(self, values: Mapping[str, float], history: tuple[float, ...]) -> Alignment:
-        return Alignment(self.symmetry, self.permutations, dict(values), history)
+    def __call__(self, group: str) -> Tensor:
+        """Balanced similarity of a group: all rows to zip, those of model 0 to permute."""
+        similarity = self._in_weight_space(group)
+        if self.balance < 1:
+            activations = self.in_activation_space(group)
+            similarity = self.balance * similarity + (1 - self.balance) * activations
+        return similarity
 
-    def match_activations(self) -> None:
-        """One matching per group in activation space alone: the start of the sweeps, or the whole result."""
-        for name, group in self.symmetry.groups.items():
-            units = group.size
-            self._place(
-                group, match_units(self.activations[name][:units], models=len(self.readers), groups=group.blocks)
-            )
+    def in_activation_space(self, group: str) -> Tensor:
+        """Similarity of activations."""
+        return self._needed(group, self.activations[group])
 
-    def sweep(self, groups: Sequence[str]) -> None:
-        """Match each group against the current order of its neighbours and replace it at once."""
-        self.moved = 0
-        self.permutations = tuple(dict(families) for families in self.permutations)
-        self.values = dict(self.values)
-        for name in groups:
-            group = self.symmetry.groups[name]
-            cross = self._weights(name) * self.balance
-            if self.balance < 1:
-                cross += (1 - self.balance) * self.activations[name][: group.size, group.size :]
-            similarity = torch.cat([torch.eye(group.size), cross], dim=1)
-            self._place(group, match_units(similarity, models=len(self.readers), groups=group.blocks))
+    def _needed(self, group: str, similarity: Tensor) -> Tensor:
+        return similarity[: self.search.symmetry.groups[group].size] if self.permutes else similarity
 
-    def _weights(self, name: str) -> Tensor:
-        at_start = self.initial_weights and all(
-            torch.equal(permutation, identity)
-            for families in self.permutations
-            for permutation, identity in zip(families.values(), self.symmetry.identity().values(), strict=True)
+    def _in_weight_space(self, group: str) -> Tensor:
+        state = self.search.state
+        if self.weights and not state.marks:  # nothing has moved yet
+            return self._needed(group, self.weights[group])
+        if self.permutes:
+            cross = self.rows.cross(group, state.permutations)
+            return torch.cat([torch.eye(len(cross)), cross], dim=1)
+        fold = Fold(
+            self.search.symmetry,
+            state.zips,
+            self.search.models,
+            epsilon=EPSILON if self.parity else 0.0,
+            swap=self.parity is not None,
         )
-        if at_start:
-            return self.initial_weights[name]
-        return group_similarity(self.readers, self.symmetry, name, self.permutations)
-
-    def _place(self, group: UnitGroup, matching: Matching) -> None:
-        """Store a matching as the permutations of the group's families."""
-        self.values[group.name] = matching.value
-        for model, places in enumerate(matching.assign.reshape(len(self.readers), group.size)):
-            for family, permutation in _families(group, places).items():
-                self.moved += not torch.equal(self.permutations[model][family], permutation)
-                self.permutations[model][family] = permutation
-
-
-def _families(group: UnitGroup, places: Tensor) -> dict[str, Tensor]:
-    """Permutations (old unit at each new place) of the families of a group, from the new place of each old unit."""
-    index = places.argsort()
-    if group.blocks == 1:
-        return {group.structure[0]: index}
-    step = group.size // group.blocks
-    tiles = index.reshape(group.blocks, step)
-    outer, inner = group.structure
-    return {outer: tiles[:, 0] // step, inner: tiles % step}
+        return self.rows.full(group, state.permutations, fold)
 
 
 def _orders(
@@ -203,19 +220,16 @@ def _orders(
 
 
 def _check_options(
-    symmetry: Symmetry, space: str, method: str, balance: float, activations: Mapping[str, Tensor] | None
+    symmetry: Symmetry, space: str, matcher: Matcher, balance: float, activations: Mapping[str, Tensor] | None
 ) -> None:
     if space not in ("dual", "weight", "activation"):
         raise InputError(f"align.space: '{space}' is not known; use dual, weight or activation")
-    if method != "permute":
-        raise InputError(f"align.method: '{method}' is not known; use permute")
+    if matcher.method not in ("permute", "zip"):
+        raise InputError(f"align.method: '{matcher.method}' is not known; use permute or zip")
+    check_zip_options(matcher.reduce, matcher.decay, matcher.budget)
     if not 0 <= balance <= 1:
         raise InputError(f"align.balance: {balance} is not between 0 (activations only) and 1 (weights only)")
     if space != "weight":
         missing = sorted(set(symmetry.groups) - set(activations or {}))
         if missing:
             raise InputError(f"activation similarity is missing for the groups {', '.join(missing)}")
-    used = [family for group in symmetry.groups.values() for family in group.structure]
-    tied = sorted({family for family in used if used.count(family) > 1})
-    if tied or any(len(group.structure) > 2 for group in symmetry.groups.values()):
-        raise InputError(f"cannot align groups that share a family of units ({', '.join(tied)})")

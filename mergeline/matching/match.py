@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mergeline.errors import InputError
+from mergeline.matching.assignment import assign_blocks
+from mergeline.matching.zip import kept_units, merges_within, zip_units
+
+Method = Literal["permute", "zip"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,52 +27,70 @@ class Matching:
 
 
 def match_units(
-    similarity: Tensor, *, models: int = 2, method: Literal["permute"] = "permute", groups: int = 1
+    similarity: Tensor,
+    *,
+    models: int = 2,
+    method: Method = "permute",
+    groups: int = 1,
+    reduce: float | None = None,
+    decay: float = 0.5,
+    budget: float = 1.0,
 ) -> Matching:
-    """Match the units of models 1.. with those of model 0 so that the total similarity is largest.
+    """Match the units of n models, so that what is alike comes together (MuDSC section 3.3).
 
-    similarity: [n * units, n * units], or only the rows of model 0, [units, n * units]; model 0 first.
-    groups: number of equal blocks that must stay together (attention heads, normalisation groups): units are matched
-    inside every pair of blocks, then blocks by the mean similarity of their matched units.
-    Raises InputError for shapes that do not fit or values that are not finite.
+    similarity: [n * units, n * units], model 0 first; to permute, the rows of model 0 are enough: [units, n * units].
+    method: `permute` gives every unit of model 0 one of each other model, at the largest total similarity; `zip` merges
+    the most alike pair of all, of different models or one, again and again. groups: equal blocks of units that stay
+    together (attention heads, normalisation groups): units are assigned inside every pair of blocks, then blocks by
+    the mean similarity of their units; zip then works inside each set of blocks.
+    reduce: share of all units that zip merges away (1 - 1/n keeps the width of one model). decay: a merged unit is as
+    alike to others as the less alike of its two, times this. budget: share of the merges that may be within models.
+    Raises InputError for shapes or options that do not fit or values that are not finite.
     """
-    if method != "permute":
-        raise InputError(f"matching method '{method}' is not known; use 'permute'")
     units = _units(similarity, models, groups)
-    reference = similarity[:units].double()
-    assign, values = [torch.arange(units)], []
-    for model in range(1, models):
-        block = reference[:, model * units : (model + 1) * units]
-        places = assign_blocks(block, groups)
-        assign.append(places)
-        values.append(float(block[places, torch.arange(units)].mean()))
-    return Matching(torch.cat(assign), units, sum(values) / len(values) if values else 1.0)
-
-
-def assign_blocks(similarity: Tensor, groups: int = 1) -> Tensor:
-    """For each unit of the second model (column), the unit of the reference (row) it is assigned to, int64 [units].
-
-    similarity [units, units]; the optimum of the linear assignment problem, blockwise where `groups` > 1.
-    """
-    units = len(similarity)
-    if groups == 1:
-        return _assignment(similarity)
+    blocks = [similarity[:units, m * units : (m + 1) * units].double().cpu() for m in range(models)]
+    orders = [torch.arange(units), *(assign_blocks(block, groups) for block in blocks[1:])]
+    if method == "permute":
+        matched = [block[torch.arange(units), order].mean() for block, order in zip(blocks, orders, strict=True)]
+        value = float(torch.stack(matched[1:]).mean()) if models > 1 else 1.0
+        return Matching(torch.cat([order.argsort() for order in orders]), units, value)
+    if method != "zip":
+        raise InputError(f"matching method '{method}' is not known; use 'permute' or 'zip'")
+    if similarity.shape[0] != similarity.shape[1]:
+        raise InputError("to zip, similarity must be [models * units, models * units]: units of one model merge, too")
+    check_zip_options(reduce, decay, budget)
     step = units // groups
-    tiles = similarity.reshape(groups, step, groups, step).transpose(1, 2)
-    inner = torch.stack([torch.stack([_assignment(tile) for tile in row]) for row in tiles])
-    columns = torch.arange(step)
-    values = torch.stack(
-        [torch.stack([tiles[i, j][inner[i, j], columns].mean() for j in range(groups)]) for i in range(groups)]
-    )
-    outer = _assignment(values)
-    return torch.cat([outer[j] * step + inner[outer[j], j] for j in range(groups)])
+    members = torch.stack([order.reshape(groups, step) + m * units for m, order in enumerate(orders)], dim=1)
+    members = members.sort(dim=2).values.flatten(1)  # [groups, models * step]: model by model, units in their order
+    assign, width, values = torch.empty(models * units, dtype=torch.long), 0, list[float]()
+    for rows in members:
+        inside = similarity.cpu()[rows][:, rows]
+        matching = zip_models(inside, models, reduce=reduce, decay=decay, budget=budget)
+        assign[rows] = matching.assign + width
+        width += matching.width
+        values.append(matching.value)
+    return Matching(assign, width, sum(values) / len(values))
 
 
-def _assignment(similarity: Tensor) -> Tensor:
-    rows, columns = linear_sum_assignment(similarity.numpy(), maximize=True)
-    places = torch.empty(len(rows), dtype=torch.long)
-    places[torch.from_numpy(columns)] = torch.from_numpy(rows)
-    return places
+def zip_models(similarity: Tensor, models: int, *, reduce: float | None, decay: float, budget: float) -> Matching:
+    """Zip units that need not stay together, [n * units, n * units], without a check of the input."""
+    total = len(similarity)
+    width = kept_units(total, 1 - 1 / models if reduce is None else reduce)
+    origin = np.repeat(np.arange(models), total // models)
+    budgets = np.full(models, merges_within(total, width, models, budget))
+    zipped = zip_units(similarity.double().numpy(), origin, width, decay, budgets)
+    value = float(zipped.similarity.mean()) if len(zipped.similarity) else 1.0
+    return Matching(torch.from_numpy(zipped.assign), width, value)
+
+
+def check_zip_options(reduce: float | None, decay: float, budget: float) -> None:
+    """Raise InputError, naming the option, where one is outside its range."""
+    if reduce is not None and not 0 <= reduce < 1:
+        raise InputError(f"zip: reduce is {reduce}; it is a share of the units, at least 0 and below 1")
+    if not 0 <= decay <= 1:
+        raise InputError(f"zip: decay is {decay}; it must be between 0 and 1")
+    if not budget >= 0:
+        raise InputError(f"zip: budget is {budget}; it cannot be negative")
 
 
 def _units(similarity: Tensor, models: int, groups: int) -> int:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergeline.alignment.alignment import Alignment, identity_alignment
+from mergeline.alignment.alignment import Alignment
+from mergeline.alignment.fold import Fold
 from mergeline.checkpoints.readers import Reader, open_checkpoint
 from mergeline.errors import InputError
 from mergeline.similarity.correlation import correlation
-from mergeline.symmetry.permute import Permutations, group_index, permute_tensor
-from mergeline.symmetry.symmetry import Axis, Symmetry
+from mergeline.symmetry.permute import Permutations, group_index, outer_dims, permute_tensor
+from mergeline.symmetry.symmetry import Axis, ParameterLayout, Symmetry
 from mergeline.symmetry.units import units_first
 
 STATISTICS = ("running_mean", "running_var")
@@ -25,18 +26,71 @@ def weight_axes(symmetry: Symmetry, group: str) -> list[Axis]:
     return [axis for axis in symmetry.groups[group].axes if axis.param.rpartition(".")[2] not in STATISTICS]
 
 
-def unit_rows(reader: Reader, symmetry: Symmetry, group: str, permutations: Permutations) -> Tensor:
-    """All weights of each unit of a group as one row, float32 [units, weights], rows in the reader's own order.
+class WeightRows:
+    """The weights of the units of several models as rows, under alignments that change from call to call.
 
-    Every parameter with an axis on the group gives one block of columns; its other axes are first brought into the
-    order that `permutations` say, so that columns of different models mean the same.
+    Every parameter with an axis on a group gives one block of columns; its other axes are first brought onto the
+    common units, so that columns of different models mean the same.
     """
-    blocks = []
-    for axis in weight_axes(symmetry, group):
-        tensor = permute_tensor(reader.read(axis.param), symmetry.parameters[axis.param], symmetry, permutations)
-        blocks.append(units_first(tensor, axis.span, symmetry.sizes).float())
-    places = group_index(symmetry.groups[group].structure, symmetry, permutations).argsort()
-    return torch.cat(blocks, dim=1)[places]
+
+    def __init__(self, readers: Sequence[Reader], symmetry: Symmetry) -> None:
+        """Raises InputError where a reader does not have the tensors of the symmetry."""
+        for reader in readers:
+            symmetry.check_shapes(reader.source, {name: reader.shape(name) for name in reader.names()})
+        self.readers = tuple(readers)
+        self.symmetry = symmetry
+        self._references: dict[str, Rows] = {}
+        self._deviations: dict[tuple[int, str], Tensor] = {}
+
+    def rows(self, model: int, group: str, permutations: Permutations, fold: Fold | None = None) -> Tensor:
+        """All weights of each unit of a group as one row, float32 [units, weights], in the model's own order."""
+        blocks = [
+            self._block(self.readers[model].read(axis.param).float(), axis, group, permutations, fold, model)
+            for axis in weight_axes(self.symmetry, group)
+        ]
+        return torch.cat(blocks, dim=1)
+
+    def _block(
+        self, tensor: Tensor, axis: Axis, group: str, permutations: Permutations, fold: Fold | None, model: int
+    ) -> Tensor:
+        path, layout = self.symmetry.groups[group].structure, self.symmetry.parameters[axis.param]
+        dim = self._own_axis(layout, axis)
+        moved = permute_tensor(tensor, layout, self.symmetry, permutations, keep=dim)
+        if fold is not None:
+            moved = (fold if dim is not None else fold.without(path))(moved, layout, model, keep=dim)
+        rows = units_first(moved, axis.span, self.symmetry.sizes)
+        return rows if dim is not None else rows[group_index(path, self.symmetry, permutations).argsort()]
+
+    def _own_axis(self, layout: ParameterLayout, axis: Axis) -> int | None:
+        """The axis of the tensor that alone holds the units of a group; none where others have a say in it."""
+        dims = {dim for dim, _ in axis.span.places}
+        others = [j for j in range(len(layout.dims)) if j != axis.dim]
+        linked = len(dims) > 1 or any(axis.dim in outer_dims(layout, self.symmetry, j) for j in others)
+        return None if linked else axis.dim
+
+    def cross(self, group: str, permutations: Sequence[Permutations]) -> Tensor:
+        """Similarity of the units of model 0 with those of every other model, float32 [units, (n - 1) * units].
+
+        Model 0 must be in its own order. Its rows, and the spread of all rows, are computed once: permuting columns
+        does not change them.
+        """
+        if group not in self._references:
+            self._references[group] = Rows.of(self.rows(0, group, permutations[0]))
+        reference, blocks = self._references[group], []
+        for model in range(1, len(self.readers)):
+            rows = self.rows(model, group, permutations[model])
+            if (model, group) not in self._deviations:
+                self._deviations[model, group] = Rows.of(rows).deviation
+            # the reference is centred, so the mean of the other rows drops out
+            covariance = reference.centred @ rows.T / rows.shape[1]
+            blocks.append(correlation(covariance, reference.deviation, self._deviations[model, group]))
+        return torch.cat(blocks, dim=1)
+
+    def full(self, group: str, permutations: Sequence[Permutations], fold: Fold | None = None) -> Tensor:
+        """Similarity of the units of all models, float32 [n * units, n * units]."""
+        rows = [self.rows(model, group, orders, fold) for model, orders in enumerate(permutations)]
+        stacked = Rows.of(torch.cat(rows))
+        return stacked.correlation(stacked)
 
 
 @dataclass(frozen=True)
@@ -58,20 +112,6 @@ class Rows:
         return correlation(covariance, self.deviation, other.deviation)
 
 
-def group_similarity(
-    readers: Sequence[Reader], symmetry: Symmetry, group: str, permutations: Sequence[Permutations]
-) -> Tensor:
-    """Similarity of the units of model 0 with those of every other model, float32 [units, (n - 1) * units]."""
-    reference = Rows.of(unit_rows(readers[0], symmetry, group, permutations[0]))
-    return torch.cat(
-        [
-            reference.correlation(Rows.of(unit_rows(reader, symmetry, group, permutation)))
-            for reader, permutation in zip(readers[1:], permutations[1:], strict=True)
-        ],
-        dim=1,
-    )
-
-
 def weight_similarity(
     state_dicts: Sequence[Mapping[str, Tensor]], symmetry: Symmetry, alignment: Alignment | None = None
 ) -> dict[str, Tensor]:
@@ -79,16 +119,13 @@ def weight_similarity(
 
     state_dicts: state dicts or readers of n models. alignment: the current order of the neighbouring groups (none:
     as they are); the units themselves are listed in each model's own order, model 0 first.
+    Raises InputError where models, symmetry and alignment do not fit.
     """
-    readers = [open_checkpoint(state) for state in state_dicts]
-    for reader in readers:
-        symmetry.check_shapes(reader.source, {name: reader.shape(name) for name in reader.names()})
-    alignment = alignment or identity_alignment(symmetry, len(readers))
-    if alignment.models != len(readers):
-        raise InputError(f"weight similarity: {len(readers)} models, but the alignment has {alignment.models}")
-    similarity = {}
-    for group in symmetry.groups:
-        rows = [unit_rows(r, symmetry, group, p) for r, p in zip(readers, alignment.permutations, strict=True)]
-        stacked = Rows.of(torch.cat(rows))
-        similarity[group] = stacked.correlation(stacked)
-    return similarity
+    weights = WeightRows([open_checkpoint(state) for state in state_dicts], symmetry)
+    if alignment is None:
+        orders, fold = [symmetry.identity()] * len(weights.readers), None
+    elif alignment.models != len(weights.readers):
+        raise InputError(f"weight similarity: {len(weights.readers)} models, but the alignment has {alignment.models}")
+    else:
+        orders, fold = list(alignment.permutations), alignment.fold if alignment.zips else None
+    return {group: weights.full(group, orders, fold) for group in symmetry.groups}

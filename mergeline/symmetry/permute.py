@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,14 +27,19 @@ Permutations = Mapping[str, Tensor]
 
 
 def gather_index(
-    layout: Layout, symmetry: Symmetry, permutations: Permutations, enclosing: Sequence[str] = ()
+    layout: Layout,
+    symmetry: Symmetry,
+    permutations: Permutations,
+    enclosing: Sequence[str] = (),
+    widths: Mapping[str, int] | None = None,
 ) -> Tensor:
     """Old position of each new position of an axis, int64 [sizes of `enclosing`..., width].
 
     Position j of outer unit i in the new order takes position `inner[i][j]` of outer unit `outer[i]` in the old one:
-    an inner permutation is indexed by the new outer unit.
+    an inner permutation is indexed by the new outer unit. `permutations` may be other maps of units to units; `widths`
+    then says how many there are on the other side (as many, if nothing is said).
     """
-    sizes = symmetry.sizes
+    sizes, widths = symmetry.sizes, widths or symmetry.sizes
     lead = [extent(name, sizes) for name in enclosing]
     match layout:
         case Fixed():
@@ -43,23 +48,24 @@ def gather_index(
             return _family_index(family, symmetry, permutations, enclosing)
         case Blocks(family, inner):
             outer = _family_index(family, symmetry, permutations, enclosing)
-            step = width(inner, sizes)
-            within = gather_index(inner, symmetry, permutations, (*enclosing, family))
-            return (outer[..., None] * step + within).flatten(-2)
+            within = gather_index(inner, symmetry, permutations, (*enclosing, family), widths)
+            return (outer[..., None] * width(inner, widths) + within).flatten(-2)
         case Segments(parts):
             pieces, start = [], 0
             for part in parts:
-                pieces.append(gather_index(part, symmetry, permutations, enclosing) + start)
-                start += width(part, sizes)
+                pieces.append(gather_index(part, symmetry, permutations, enclosing, widths) + start)
+                start += width(part, widths)
             return torch.cat(pieces, dim=-1)
 
 
-def group_index(path: Sequence[str], symmetry: Symmetry, permutations: Permutations) -> Tensor:
+def group_index(
+    path: Sequence[str], symmetry: Symmetry, permutations: Permutations, widths: Mapping[str, int] | None = None
+) -> Tensor:
     """Old unit at each new place of a group, int64 [units], for units along a path of families, outer to inner."""
     layout: Layout = Units(path[-1])
     for family in reversed(path[:-1]):
         layout = Blocks(family, layout)
-    return gather_index(layout, symmetry, permutations)
+    return gather_index(layout, symmetry, permutations, (), widths)
 
 
 def _family_index(family: str, symmetry: Symmetry, permutations: Permutations, enclosing: Sequence[str]) -> Tensor:
@@ -84,21 +90,37 @@ def permute_tensor(
     layout: ParameterLayout,
     symmetry: Symmetry,
     permutations: Permutations,
+    keep: int | None = None,
 ) -> Tensor:
-    """The tensor in the new unit order."""
-    moving = [dim for dim, axis in enumerate(layout.dims) if not isinstance(axis, Fixed)]
-    outer_dims = {dim: _outer_dims(layout, symmetry, dim) for dim in moving}
-    for dim in sorted(moving, key=lambda dim: len(outer_dims[dim])):
-        if outer_dims[dim]:
-            tensor = _gather_dependent(tensor, layout, symmetry, permutations, dim, outer_dims[dim])
-        else:
-            index = gather_index(layout.dims[dim], symmetry, permutations)
+    """The tensor in the new unit order, but for one axis (`keep`) if wanted."""
+    for dim, index in axis_indices(layout, symmetry, permutations):
+        if dim == keep:
+            continue
+        if index.ndim > 1:
+            tensor = torch.take_along_dim(tensor, index.to(tensor.device), dim=dim)
+        elif not torch.equal(index, torch.arange(len(index))):
             tensor = tensor.index_select(dim, index.to(tensor.device))
     return tensor
 
 
-def _outer_dims(layout: ParameterLayout, symmetry: Symmetry, dim: int) -> list[int]:
-    """Other axes of the tensor whose units choose the permutation of this axis (grouped convolutions, experts)."""
+def axis_indices(
+    layout: ParameterLayout, symmetry: Symmetry, permutations: Permutations, widths: Mapping[str, int] | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """The axes of a tensor that carry units and the index of each (`gather_index`), in the order to apply them.
+
+    Where units lie over those of other axes (grouped convolutions, experts), the index depends on the (already
+    reordered) position along these: it then has the dimensions of the tensor, of length 1 where it does not depend.
+    """
+    moving = [dim for dim, axis in enumerate(layout.dims) if not isinstance(axis, Fixed)]
+    outer = {dim: outer_dims(layout, symmetry, dim) for dim in moving}
+    for dim in sorted(moving, key=lambda dim: len(outer[dim])):
+        enclosing = [str(part) for j in outer[dim] for part in factors(layout.dims[j]) or ()]
+        index = gather_index(layout.dims[dim], symmetry, permutations, enclosing, widths)
+        yield dim, _over_axes(index, layout, symmetry, [*outer[dim], dim]) if outer[dim] else index
+
+
+def outer_dims(layout: ParameterLayout, symmetry: Symmetry, dim: int) -> list[int]:
+    """Other axes of the tensor whose units choose the permutation of this axis."""
     axis = layout.dims[dim]
     needed = {outer for family in families_of(axis) for outer in symmetry.families[family].over} - set(names_in(axis))
     return [
@@ -106,19 +128,8 @@ def _outer_dims(layout: ParameterLayout, symmetry: Symmetry, dim: int) -> list[i
     ]
 
 
-def _gather_dependent(
-    tensor: Tensor,
-    layout: ParameterLayout,
-    symmetry: Symmetry,
-    permutations: Permutations,
-    dim: int,
-    outer: Sequence[int],
-) -> Tensor:
-    """Reorder axis `dim` by an index that depends on the (already reordered) position along the axes `outer`."""
-    enclosing = [str(part) for j in outer for part in factors(layout.dims[j]) or ()]
-    index = gather_index(layout.dims[dim], symmetry, permutations, enclosing)
-    index = index.reshape([tensor.shape[j] for j in outer] + [tensor.shape[dim]])
-    places = [*outer, dim]
-    index = index.permute(*sorted(range(len(places)), key=lambda i: places[i]))
-    shape = [tensor.shape[j] if j in places else 1 for j in range(tensor.ndim)]
-    return torch.take_along_dim(tensor, index.reshape(shape).to(tensor.device), dim=dim)
+def _over_axes(index: Tensor, layout: ParameterLayout, symmetry: Symmetry, places: Sequence[int]) -> Tensor:
+    """The index with its dimensions at these axes of the tensor and length 1 elsewhere."""
+    widths = [width(axis, symmetry.sizes) for axis in layout.dims]
+    index = index.reshape([widths[j] for j in places]).permute(*sorted(range(len(places)), key=lambda i: places[i]))
+    return index.reshape([length if j in places else 1 for j, length in enumerate(widths)])

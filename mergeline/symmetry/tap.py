@@ -15,23 +15,23 @@ from mergeline.symmetry.symmetry import Site, Symmetry
 from mergeline.symmetry.trace import Inputs, arguments, is_mutable, node_names, trace
 from mergeline.symmetry.units import samples_of
 
-Consumers = Literal["last", "all"]
+Consumers = Literal["last", "all", "last value"]
 
 
 def choose_sites(symmetry: Symmetry, consumers: Consumers = "last") -> tuple[Site, ...]:
     """Where to observe each group: what its last reader reads (as in MuDSC), or what every reader reads.
 
-    A reader may read the units in two values (queries and keys): both are chosen. Groups that no operation reads are
-    observed where they are made. Groups that never show are left out.
+    A reader may read the units in two values (queries and keys): both are chosen, or the `last value` of them. Groups
+    that no operation reads are observed where they are made. Groups that never show are left out.
     """
     chosen: list[Site] = []
     for group in symmetry.groups:
         sites = [site for site in symmetry.sites if site.group == group]
         sites = [site for site in sites if site.kind == "use"] or sites
-        if consumers == "last":
+        if consumers != "all":
             sites = [site for site in sites if site.at == sites[-1].at]
         values = {(site.node, site.dims): site for site in sites}  # the same value may be read several times
-        chosen += values.values()
+        chosen += list(values.values())[-1:] if consumers == "last value" else values.values()
     return tuple(chosen)
 
 

@@ -7,7 +7,7 @@ from mergeline.alignment.apply import apply_alignment
 from mergeline.checkpoints.readers import open_checkpoint
 from mergeline.errors import InputError
 from mergeline.models.resnet import resnet
-from mergeline.similarity.weight import unit_rows, weight_axes, weight_similarity
+from mergeline.similarity.weight import WeightRows, weight_axes, weight_similarity
 from tests.derived import symmetry_of
 
 
@@ -29,7 +29,7 @@ def test_a_model_is_like_itself(model):
 def test_rows_are_all_weights_of_a_unit_and_nothing_else(model):
     symmetry = symmetry_of(model)
     reader = open_checkpoint(model.state_dict())
-    rows = unit_rows(reader, symmetry, "layer1.0.conv1", symmetry.identity())
+    rows = WeightRows([reader], symmetry).rows(0, "layer1.0.conv1", symmetry.identity())
     state = model.state_dict()
     unit = 2
     expected = torch.cat(

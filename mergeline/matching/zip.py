@@ -1,0 +1,106 @@
+"""Zip: merge the most alike units of all models, also of one and the same, until few enough are left (MuDSC, ZipIt)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergeline.errors import InputError
+
+Similarity = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+
+def kept_units(units: int, reduce: float) -> int:
+    """How many of `units` remain when the share `reduce` is merged away; as the paper's program rounds."""
+    return int(units * (1 - reduce) + 1e-4)
+
+
+def merges_within(units: int, width: int, models: int, budget: float) -> int:
+    """How many merges of two units of the same model each model may have."""
+    return int((units - width) // models * budget + 1e-4)
+
+
+@dataclass(frozen=True)
+class Zipped:
+    """`assign` int64 [units]: the merged unit of each unit; `width` merged units; the `similarity` of each merge."""
+
+    assign: Indices
+    width: int
+    similarity: Similarity
+
+
+def zip_units(similarity: Similarity, origin: Indices, width: int, decay: float, budgets: Indices) -> Zipped:
+    """Merge pairs, the most alike first, until `width` units are left.
+
+    similarity [N, N], symmetric up to rounding. origin [N]: the model of each unit. The second of a pair joins the first, which keeps
+    its origin; the new unit is as alike to any other as the less alike of both, times `decay`. budgets [models]: merges
+    of two units of one origin; when a model has none left, such merges are over. Both hold for merged units, too. The
+    first of equal pairs wins. Raises InputError where the budgets end before `width` is reached.
+
+    Every row keeps its maximum, so a merge costs O(N) instead of O(N^2).
+    """
+    search = _Search(similarity, origin, budgets)
+    values = [search.merge(decay) for _ in range(len(similarity) - width)]
+    roots = np.unique(search.joined)
+    return Zipped(np.searchsorted(roots, search.joined), width, np.array(values))
+
+
+class _Search:
+    """The similarity of the units that are left, each row with its largest entry and the first place of that."""
+
+    def __init__(self, similarity: Similarity, origin: Indices, budgets: Indices) -> None:
+        self.similarity = (similarity + similarity.T) / 2  # products of matrices may differ in the last bits
+        np.fill_diagonal(self.similarity, -np.inf)
+        self.origin = origin.copy()
+        self.budgets = budgets.copy()
+        self.joined = np.arange(len(similarity))
+        self.place = self.similarity.argmax(axis=1)
+        self.largest = self.similarity.max(axis=1)
+
+    def merge(self, decay: float) -> float:
+        """Merge the most alike pair; returns how alike it was."""
+        first = int(self.largest.argmax())
+        second = int(self.place[first])  # symmetric: the first largest entry lies above the diagonal
+        value = float(self.largest[first])
+        if value == -np.inf:
+            raise InputError(
+                "zip: the budgets of merges within a model end before enough units are merged; raise the budget, or "
+                "lower reduce"
+            )
+        self.joined[self.joined == second] = first
+        self._replace(first, second, decay)
+        if self.origin[first] == self.origin[second]:
+            self._spend(int(self.origin[first]))
+        self.origin[second] = -1
+        return value
+
+    def _replace(self, first: int, second: int, decay: float) -> None:
+        """Put the merged unit in the place of the first, and nothing in the place of the second."""
+        similarity, changed = self.similarity, np.minimum(self.similarity[first], self.similarity[second])
+        finite = changed > -np.inf
+        changed[finite] *= decay
+        changed[first] = changed[second] = -np.inf
+        similarity[first] = similarity[:, first] = changed
+        similarity[second] = similarity[:, second] = -np.inf
+        self.largest[second] = -np.inf
+        larger = (changed > self.largest) | ((changed == self.largest) & (first < self.place))
+        self.largest[larger], self.place[larger] = changed[larger], first
+        lost = ((self.place == first) & ~larger) | (self.place == second)
+        lost[first] = True
+        lost[second] = False
+        self._search_rows(np.flatnonzero(lost))
+
+    def _spend(self, model: int) -> None:
+        """One merge within a model less; after the last, its units may not merge with each other."""
+        self.budgets[model] -= 1
+        if self.budgets[model] <= 0:
+            units = np.flatnonzero(self.origin == model)
+            self.similarity[np.ix_(units, units)] = -np.inf
+            self._search_rows(units)
+
+    def _search_rows(self, rows: Indices) -> None:
+        self.place[rows] = self.similarity[rows].argmax(axis=1)
+        self.largest[rows] = self.similarity[rows, self.place[rows]]
