@@ -17,8 +17,11 @@ from mergeline.symmetry.layout import extent, families_of, is_counted
 from mergeline.symmetry.permute import group_index
 from mergeline.symmetry.symmetry import Symmetry, UnitGroup
 
-Similarity = Callable[[str], Tensor]
-"""Group -> similarity of its units in all models: [units, n * units] to permute, [n * units, n * units] to zip."""
+Similarity = Callable[[str], Tensor | None]
+"""Group -> similarity of its units in all models: [units, n * units] to permute, [n * units, n * units] to zip.
+
+None where nothing is known about a group; it then has no say in the matching of those that are linked to it.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class State:
 
     @property
     def objective(self) -> float:
-        """Mean value of the groups."""
-        return sum(self.values.values()) / len(self.values)
+        """Mean value of the groups that were matched."""
+        return sum(self.values.values()) / max(len(self.values), 1)
 
 
 class Search:
@@ -77,8 +80,9 @@ class Search:
 
     def match(self, number: int, similarity: Similarity) -> bool:
         """Match a linked set by the similarity of its groups' units; says whether any unit moved."""
-        groups = self.sets[number]
-        tables = {group.name: similarity(group.name) for group in groups}
+        found = {group.name: similarity(group.name) for group in self.sets[number]}
+        tables = {name: table for name, table in found.items() if table is not None}
+        groups = [group for group in self.sets[number] if group.name in tables]
         moved = self._permute(groups, tables)
         if self.matcher.method == "zip":
             moved |= self._zip(groups, tables)

@@ -173,15 +173,13 @@ class _Evidence:
 
     def __call__(self, group: str) -> Tensor:
         """Balanced similarity of a group: all rows to zip, those of model 0 to permute."""
-        similarity = self._in_weight_space(group)
-        if self.balance < 1:
-            activations = self.in_activation_space(group)
-            similarity = self.balance * similarity + (1 - self.balance) * activations
-        return similarity
+        weights = self._in_weight_space(group)
+        activations = self.in_activation_space(group) if self.balance < 1 else None
+        return weights if activations is None else self.balance * weights + (1 - self.balance) * activations
 
-    def in_activation_space(self, group: str) -> Tensor:
-        """Similarity of activations."""
-        return self._needed(group, self.activations[group])
+    def in_activation_space(self, group: str) -> Tensor | None:
+        """Similarity of activations; none for groups that never show in them (tables of positions)."""
+        return self._needed(group, self.activations[group]) if group in self.activations else None
 
     def _needed(self, group: str, similarity: Tensor) -> Tensor:
         return similarity[: self.search.symmetry.groups[group].size] if self.permutes else similarity
@@ -230,6 +228,6 @@ def _check_options(
     if not 0 <= balance <= 1:
         raise InputError(f"align.balance: {balance} is not between 0 (activations only) and 1 (weights only)")
     if space != "weight":
-        missing = sorted(set(symmetry.groups) - set(activations or {}))
-        if missing:
+        missing = sorted({site.group for site in symmetry.sites} - set(activations or {}))
+        if missing or not activations:
             raise InputError(f"activation similarity is missing for the groups {', '.join(missing)}")
