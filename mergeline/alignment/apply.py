@@ -21,7 +21,7 @@ class AlignedReader(Reader):
         if not 0 <= model_index < alignment.models:
             raise InputError(f"{reader.source}: the alignment has no model {model_index} (it has {alignment.models})")
         symmetry = alignment.symmetry
-        symmetry.check_shapes(reader.source, {name: reader.shape(name) for name in reader.names()})
+        symmetry.check_shapes(reader.source, {name: reader.shape(name) for name in reader.names()}, units_only=True)
         self.source = reader.source
         self._reader = reader
         self._alignment = alignment
@@ -36,7 +36,8 @@ class AlignedReader(Reader):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor: zip may change the number of units."""
-        return self._alignment.fold.shape(self._layouts[name]) if name in self._layouts else self._reader.shape(name)
+        shape = self._reader.shape(name)
+        return self._alignment.fold.shape(self._layouts[name], shape) if name in self._layouts else shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of a tensor: alignment does not change it."""
@@ -61,8 +62,17 @@ def apply_alignment(state_dict: Mapping[str, Tensor], alignment: Alignment, mode
 
 
 def merge_aligned(state_dicts: Sequence[Mapping[str, Tensor]], alignment: Alignment) -> dict[str, Tensor]:
-    """Align every state dict and average (the MuDSC result before the normalisation reset)."""
+    """Align every state dict and average (the MuDSC result before the normalisation reset).
+
+    Tensors that differ in shape are heads of their own tasks: they are left out, to be taken from `apply_alignment`.
+    Raises InputError where the number of state dicts is not that of the alignment.
+    """
     from mergeline.merging.engine import merge
 
+    if len(state_dicts) != alignment.models:
+        raise InputError(f"merge: {len(state_dicts)} state dicts, but the alignment is of {alignment.models} models")
     readers = [AlignedReader(open_checkpoint(state), alignment, model) for model, state in enumerate(state_dicts)]
+    heads = {name for name in readers[0] if any(x.shape(name) != readers[0].shape(name) for x in readers if name in x)}
+    if heads:
+        return dict(merge([{k: x[k] for k in x if k not in heads} for x in readers], method="average"))
     return dict(merge(readers, method="average"))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from mergeline.symmetry.layout import families_of, width
+from mergeline.symmetry.layout import Fixed, families_of, width
 from mergeline.symmetry.permute import Permutations, axis_indices
 from mergeline.symmetry.symmetry import CONSUMER, ParameterLayout, Symmetry
 
@@ -52,9 +52,12 @@ class Fold:
         """Number of units of each family after zipping."""
         return {**self.symmetry.sizes, **{family: zipped.width for family, zipped in self.zips.items()}}
 
-    def shape(self, layout: ParameterLayout) -> tuple[int, ...]:
-        """Shape of a tensor after zipping."""
-        return tuple(width(dim, self.sizes) for dim in layout.dims)
+    def shape(self, layout: ParameterLayout, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of a tensor after zipping; axes without units keep their length."""
+        return tuple(
+            length if isinstance(dim, Fixed) else width(dim, self.sizes)
+            for dim, length in zip(layout.dims, shape, strict=True)
+        )
 
     def without(self, families: Collection[str]) -> Fold:
         """The same, but the units of these families stay apart."""

@@ -14,7 +14,7 @@ from mergeline.alignment.fold import EPSILON, Fold
 from mergeline.alignment.parity import untied, whole_families
 from mergeline.alignment.search import Matcher, Search
 from mergeline.checkpoints.readers import Reader, open_checkpoint
-from mergeline.errors import InputError
+from mergeline.errors import InputError, nearest
 from mergeline.matching.match import Method, check_zip_options
 from mergeline.similarity.activation import activation_similarity
 from mergeline.similarity.weight import WeightRows
@@ -100,6 +100,7 @@ def solve(
     first computation. on_sweep: called after each sweep. symmetry: as it is to be used; `align` unties it for parity.
     """
     matcher = matcher or Matcher()
+    _check_names(readers)
     _check_options(symmetry, space, matcher, balance, activations)
     search = Search(symmetry, len(readers), matcher)
     evidence = _Evidence(
@@ -215,6 +216,18 @@ def _orders(
     generator = torch.Generator().manual_seed(seed)
     for _ in range(sweeps):
         yield [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
+
+
+def _check_names(readers: Sequence[Reader]) -> None:
+    """Raise InputError where a model lacks a tensor of the first, or has one more."""
+    first = set(readers[0].names())
+    for reader in readers[1:]:
+        for name in sorted(first.symmetric_difference(reader.names())):
+            has, lacks = (readers[0], reader) if name in first else (reader, readers[0])
+            raise InputError(
+                f"{lacks.source}: has no tensor '{name}', which {has.source} has; models of one architecture have the "
+                f"same tensors{nearest(name, lacks.names())}"
+            )
 
 
 def _check_options(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,7 +68,8 @@ def activation_moments(
     tap = Tap(modules[0], symmetry, choose_sites(symmetry, consumers))
     states = [module.state_dict() for module in modules]
     for number, state in enumerate(states):
-        symmetry.check_shapes(f"model {number}", {name: tuple(tensor.shape) for name, tensor in state.items()})
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        symmetry.check_shapes(f"model {number}", shapes, units_only=True)
     for batch in batches:
         inputs = model_inputs(batch)
         observed = [tap.observe(state, inputs) for state in states]
@@ -80,7 +82,19 @@ def activation_similarity(
     modules: Sequence[nn.Module], symmetry: Symmetry, batches: Iterable[Any], *, consumers: Consumers = "last"
 ) -> dict[str, Tensor]:
     """Correlation of the units of all modules on the calibration batches, {group: float32 [n * units, n * units]}."""
-    moments = activation_moments(modules, symmetry, batches, consumers=consumers)
+    return correlations(activation_moments(modules, symmetry, batches, consumers=consumers), len(modules))
+
+
+def correlations(moments: Mapping[str, Moments], models: int) -> dict[str, Tensor]:
+    """Correlation of all units of each group, float32; warns where a group has fewer samples than units."""
+    for group, entry in moments.items():
+        units = len(entry.mean) // models
+        if entry.count < units:
+            warnings.warn(
+                f"activation similarity of '{group}': {entry.count} samples for {units} units cannot tell them apart "
+                "well; give more calibration data",
+                stacklevel=2,
+            )
     return {name: entry.correlation() for name, entry in moments.items()}
 
 

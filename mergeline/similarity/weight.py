@@ -36,7 +36,8 @@ class WeightRows:
     def __init__(self, readers: Sequence[Reader], symmetry: Symmetry) -> None:
         """Raises InputError where a reader does not have the tensors of the symmetry."""
         for reader in readers:
-            symmetry.check_shapes(reader.source, {name: reader.shape(name) for name in reader.names()})
+            shapes = {name: reader.shape(name) for name in reader.names()}
+            symmetry.check_shapes(reader.source, shapes, units_only=True)
         self.readers = tuple(readers)
         self.symmetry = symmetry
         self._references: dict[str, Rows] = {}
@@ -47,6 +48,8 @@ class WeightRows:
         blocks = [
             self._block(self.readers[model].read(axis.param).float(), axis, group, permutations, fold, model)
             for axis in weight_axes(self.symmetry, group)
+            if len({reader.shape(axis.param) for reader in self.readers})
+            == 1  # heads of other tasks cannot be compared
         ]
         return torch.cat(blocks, dim=1)
 

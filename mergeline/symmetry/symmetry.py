@@ -190,15 +190,22 @@ class Symmetry:
 
         return from_yaml(text)
 
-    def check_shapes(self, source: str, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Raise InputError, naming the first tensor of `source` that does not have the shape of its layout."""
+    def check_shapes(self, source: str, shapes: dict[str, tuple[int, ...]], *, units_only: bool = False) -> None:
+        """Raise InputError, naming the first tensor of `source` that does not have the shape of its layout.
+
+        units_only: axes without units may have any length, as the outputs of a task's own head.
+        """
         for name, layout in self.parameters.items():
             expected = tuple(width(dim, self.sizes) for dim in layout.dims)
             if name not in shapes:
                 raise InputError(f"{source}: tensor '{name}' of the architecture is missing")
-            if shapes[name] != expected:
+            shape = shapes[name]
+            if units_only and len(shape) == len(expected):
+                free = [isinstance(dim, Fixed) for dim in layout.dims]
+                expected = tuple(n if any_length else m for n, m, any_length in zip(shape, expected, free, strict=True))
+            if shape != expected:
                 raise InputError(
-                    f"{source}: tensor '{name}' has shape {list(shapes[name])}, the architecture says {list(expected)}"
+                    f"{source}: tensor '{name}' has shape {list(shape)}, the architecture says {list(expected)}"
                 )
 
 
