@@ -48,10 +48,13 @@ class WeightRows:
         blocks = [
             self._block(self.readers[model].read(axis.param).float(), axis, group, permutations, fold, model)
             for axis in weight_axes(self.symmetry, group)
-            if len({reader.shape(axis.param) for reader in self.readers})
-            == 1  # heads of other tasks cannot be compared
+            if self._is_shared(axis.param)
         ]
         return torch.cat(blocks, dim=1)
+
+    def _is_shared(self, name: str) -> bool:
+        """Whether a tensor has the same shape in all models; heads of unlike tasks cannot be compared."""
+        return len({reader.shape(name) for reader in self.readers}) == 1
 
     def _block(
         self, tensor: Tensor, axis: Axis, group: str, permutations: Permutations, fold: Fold | None, model: int
