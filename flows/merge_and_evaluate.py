@@ -7,8 +7,8 @@ from typing import Any
 
 from prefect import flow
 
-from mergeline.comparison import RESULT, aligns, comparison_rows
-from mergeline.plan import Align, Plan
+from mergeline.comparison import RESULT, Row, aligns, comparison_rows, result_row
+from mergeline.plan import Align, BalanceSearch, Plan
 from mergeline.report.result import Comparison
 from tasks.activations import collect_activations
 from tasks.architecture import prove_symmetry
@@ -16,9 +16,9 @@ from tasks.checkpoints import download_checkpoint
 from tasks.evaluation import evaluate
 from tasks.families import represent_family
 from tasks.job import Job
-from tasks.merging import has_coefficients, merge_models, pcb_coefficients
+from tasks.merging import MergeInputs, has_coefficients, merge_models, pcb_coefficients
 from tasks.normalization import measure_normalization, reset_normalization
-from tasks.permutations import solve_permutations
+from tasks.permutations import choose_balance, solve_permutations
 from tasks.progress import Progress
 from tasks.publishing import Made, draw_comparison, publish_run
 from tasks.recording import Outcome, record_run
@@ -36,17 +36,7 @@ def merge_and_evaluate(plan: Plan) -> Outcome:
 
     rows = {row.name: row for row in comparison_rows(plan)}
     merges = {name: job.merge_inputs(row, checkpoints, alignment) for name, row in rows.items() if row.kind == "merge"}
-    balances = {
-        name: pcb_coefficients.submit(**job.coefficients(rows[name], inputs))
-        for name, inputs in merges.items()
-        if has_coefficients(rows[name].merge)
-    }
-    coefficients = progress.results("balance", balances)
-    mergers = {
-        name: merge_models.submit(name, inputs, coefficients.get(name), rows[name].merge)
-        for name, inputs in merges.items()
-    }
-    merged = progress.results("merge", mergers)
+    merged, coefficients = merge_rows(job, rows, merges, progress)
     calibrated = reset_normalization.submit(**job.calibrated(merged[RESULT]))
     statistics = {
         domain.name: measure_normalization.submit(**job.calibrated(merged[RESULT], domain)) for domain in job.domains
@@ -67,6 +57,23 @@ def merge_and_evaluate(plan: Plan) -> Outcome:
     return Outcome(comparison=comparison, stages=progress.count(), recorded=recorded)
 
 
+def merge_rows(
+    job: Job, rows: dict[str, Row], merges: dict[str, MergeInputs], progress: Progress
+) -> tuple[dict[str, ArtifactRef], dict[str, ArtifactRef]]:
+    """The coefficients of every merge that has some, and every merged model."""
+    balances = {
+        name: pcb_coefficients.submit(**job.coefficients(rows[name], inputs))
+        for name, inputs in merges.items()
+        if has_coefficients(rows[name].merge)
+    }
+    coefficients = progress.results("balance", balances)
+    mergers = {
+        name: merge_models.submit(name, inputs, coefficients.get(name), rows[name].merge)
+        for name, inputs in merges.items()
+    }
+    return progress.results("merge", mergers), coefficients
+
+
 def align_families(job: Job, options: Align, checkpoints: dict[str, ArtifactRef], progress: Progress) -> ArtifactRef:
     """Activations and weights of one model per family, their similarities, and the permutations that follow."""
     members = job.representatives(checkpoints).items()
@@ -75,11 +82,38 @@ def align_families(job: Job, options: Align, checkpoints: dict[str, ArtifactRef]
     symmetry = prove_symmetry.submit(**job.symmetry_rule)
     activations = collect_activations.submit(families, symmetry=symmetry, **job.calibration_inputs)
     weights = weight_similarity.submit(families, symmetry)
-    responses = activation_similarity.submit(activations)
+    responses = activation_similarity.submit(activations, len(families))
     arguments: dict[str, Any] = {"symmetry": symmetry, "weights": weights, "activations": responses}
-    solved = solve_permutations.submit(families, options=options, **arguments)
     stages = {"symmetry": symmetry, "activations": activations, "weights": weights, "responses": responses}
-    return progress.results("align", stages | {"permutations": solved})["permutations"]
+    solved = {
+        balance: solve_permutations.submit(families, options=tried, **arguments)
+        for balance, tried in job.alignments(options).items()
+    }
+    results = progress.results("align", stages | solved)
+    alignments = {balance: results[balance] for balance in solved}
+    if options.balance_search is None:
+        return alignments[str(options.balance)]
+    return search_balance(job, options.balance_search, alignments, checkpoints, progress)
+
+
+def search_balance(
+    job: Job,
+    search: BalanceSearch,
+    alignments: dict[str, ArtifactRef],
+    checkpoints: dict[str, ArtifactRef],
+    progress: Progress,
+) -> ArtifactRef:
+    """Merge with every alignment, score on data that does not measure the result, and take the best."""
+    rows = {balance: result_row(job.plan, balance) for balance in alignments}
+    merges = {balance: job.merge_inputs(row, checkpoints, alignments[balance]) for balance, row in rows.items()}
+    merged, _ = merge_rows(job, rows, merges, progress)
+    named = {row.name: merged[balance] for balance, row in rows.items()}
+    evaluations = {
+        balance: evaluate.submit(**job.evaluation(row, checkpoints, named, job.search_domains))
+        for balance, row in rows.items()
+    }
+    scores = job.search_scores(search, progress.results("search", evaluations))
+    return progress.results("choose", {"alignment": choose_balance.submit(alignments, scores, search)})["alignment"]
 
 
 if __name__ == "__main__":

@@ -45,10 +45,20 @@ def comparison_rows(plan: Plan) -> list[Row]:
         "teams": _teams,
     }
     rows = [row for kind in plan.evaluation.compare for row in builders[kind](plan)]
+    return [*rows, result_row(plan)]
+
+
+def result_row(plan: Plan, balance: str | None = None) -> Row:
+    """The row of the plan's own merge; or of the same with another balance of its alignment."""
     names = tuple(model.name for model in plan.task_models)
     aligned = aligns(plan)
-    label = f"{'aligned, ' if aligned else ''}{_verb(plan.merge)}"
-    return [*rows, Row(name=RESULT, label=label, kind="merge", members=names, aligned=aligned, merge=plan.merge)]
+    label = f"{_aligned_as(plan) + ', ' if aligned else ''}{_verb(plan.merge)}"
+    name = RESULT if balance is None else f"balance-{balance}"
+    return Row(name=name, label=label, kind="merge", members=names, aligned=aligned, merge=plan.merge)
+
+
+def _aligned_as(plan: Plan) -> str:
+    return "zipped" if plan.align and plan.align.method == "zip" else "aligned"
 
 
 def aligns(plan: Plan) -> bool:
@@ -91,7 +101,7 @@ def _aligned_average(plan: Plan) -> Iterator[Row]:
     if aligns(plan) and plan.merge.method != "average":
         yield Row(
             name="aligned-average",
-            label="aligned, averaged",
+            label=f"{_aligned_as(plan)}, averaged",
             kind="merge",
             members=names,
             aligned=True,

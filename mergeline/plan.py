@@ -52,12 +52,27 @@ class Calibration(_Section):
     batch_size: int = Field(default=100, gt=0)
 
 
+class BalanceSearch(_Section):
+    """Values of the balance to try: the alignment whose merge scores best on labelled data is used."""
+
+    balances: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], min_length=1
+    )
+    split: str = Field(default="calibration", description="data that scores; never the one that measures the result")
+    metric: Literal["mean", "joint"] = Field(default="joint", description="mean over the tasks, or joint accuracy")
+
+
 class Align(_Section):
-    """How models of different bases are brought into one unit order."""
+    """How models of different bases are brought into one unit order, or onto merged units."""
 
     space: Literal["dual", "weight", "activation"] = "dual"
-    method: Literal["permute"] = "permute"
+    method: Literal["permute", "zip"] = Field(
+        default="permute", description="permute the units, or merge the most alike of all models (zip)"
+    )
     balance: float = Field(default=0.5, ge=0, le=1, description="share of weight space in the dual space")
+    balance_search: BalanceSearch | None = Field(default=None, description="look for the balance instead")
+    decay: float = Field(default=0.5, ge=0, le=1, description="zip: how much less alike merged units are to others")
+    budget: float = Field(default=1.0, ge=0, description="zip: share of the merges that may be within one model")
     found_on: Literal["bases", "task_models"] = "bases"
     sweeps: int = Field(default=100, ge=1)
     seed: int = Field(default=0, ge=0)

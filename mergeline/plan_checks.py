@@ -20,6 +20,7 @@ def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
     yield from _dataset_faults(raw)
     yield from _task_faults(raw, checkpoints)
     yield from _merge_faults(raw.get("merge") or {}, checkpoints)
+    yield from _align_faults(raw)
     yield from architecture_faults(raw.get("architecture"))
     yield from output_faults(raw.get("output", "data/merged"))
 
@@ -104,6 +105,25 @@ def _task_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iter
         classes = task.get("classes")
         if isinstance(classes, list) and len(set(map(str, classes))) != len(classes):
             yield f"tasks[{i}].classes: a class is listed twice"
+
+
+def _align_faults(raw: dict[str, Any]) -> Iterator[str]:
+    align, merge = raw.get("align"), raw.get("merge")
+    if not isinstance(align, dict):
+        return
+    if align.get("method") == "zip" and isinstance(merge, dict) and merge.get("onto") == "first":
+        yield "merge.onto: 'first' needs units that stay apart, but align.method is zip; write onto: mean"
+    search = align.get("balance_search")
+    if not isinstance(search, dict):
+        return
+    if align.get("space", "dual") != "dual":
+        yield f"align.balance_search: space {align['space']} has no balance; write space: dual, or leave the search out"
+    datasets, split = raw.get("datasets"), search.get("split", "calibration")
+    for i, task in enumerate(_entries(raw, "tasks")):
+        if isinstance(datasets, dict):
+            yield from _split_faults("align.balance_search", {**task, "split": split}, datasets, "calibration")
+        if task.get("split", "test") == split:
+            yield f"align.balance_search.split: tasks[{i}] is measured on '{split}'; search on other data"
 
 
 def _merge_faults(merge: Any, checkpoints: list[dict[str, Any]]) -> Iterator[str]:

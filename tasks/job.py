@@ -7,7 +7,8 @@ from collections import Counter
 from typing import Any
 
 from mergeline.comparison import Row
-from mergeline.plan import Checkpoint, Plan, Task
+from mergeline.plan import Align, BalanceSearch, Checkpoint, Plan, Task
+from mergeline.report.result import RowScores
 from tasks.architecture import ArchitectureSpec, rule_version, specify
 from tasks.checkpoints import source_version
 from tasks.evaluation import Domain
@@ -24,6 +25,8 @@ class Job:
         self.architecture: ArchitectureSpec = specify(plan.architecture)
         self.calibration = self._calibration(plan.calibration.where)
         self.domains = self._domains()
+        search = plan.align.balance_search if plan.align else None
+        self.search_domains = self._domains(search.split) if search else []
 
     def source(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Arguments of the download of one checkpoint."""
@@ -92,16 +95,21 @@ class Job:
         return {"model": model} | self.calibration_inputs | ({"calibration": domain.calibration} if domain else {})
 
     def evaluation(
-        self, row: Row, checkpoints: dict[str, ArtifactRef], merged: dict[str, ArtifactRef]
+        self,
+        row: Row,
+        checkpoints: dict[str, ArtifactRef],
+        merged: dict[str, ArtifactRef],
+        domains: list[Domain] | None = None,
     ) -> dict[str, Any]:
-        """Arguments of the evaluation of a row: its merged model, or the checkpoints that it names."""
+        """Arguments of the evaluation of a row, its merged model or the checkpoints that it names, by default on the
+        data of the tasks."""
         models = [merged[row.name]] if row.kind == "merge" else [checkpoints[name] for name in row.members]
         return {
             "name": row.name,
             "label": row.label,
             "models": models,
             "architecture": self.architecture,
-            "domains": self.domains,
+            "domains": self.domains if domains is None else domains,
             "classes": sorted({number for task in self.plan.tasks for number in task.classes}),
             "reset": row.reset,
             "calibration_batch": self.plan.calibration.batch_size,
@@ -119,8 +127,18 @@ class Job:
         calibration = self.plan.calibration
         return take_slice(self.plan.datasets[calibration.dataset], calibration.split, where)
 
-    def _domains(self) -> list[Domain]:
-        """The tasks by the slice of data that they look at, in the order of the plan."""
+    def alignments(self, options: Align) -> dict[str, Align]:
+        """The options to align with, by their balance: one, or all that are to be tried."""
+        balances = options.balance_search.balances if options.balance_search else [options.balance]
+        fixed = options.model_copy(update={"balance_search": None})
+        return {str(balance): fixed.model_copy(update={"balance": balance}) for balance in balances}
+
+    def search_scores(self, search: BalanceSearch, rows: dict[str, RowScores]) -> dict[str, float]:
+        """What a search for the balance goes by."""
+        return {balance: getattr(row, search.metric).value for balance, row in rows.items()}
+
+    def _domains(self, split: str | None = None) -> list[Domain]:
+        """The tasks by the slice of data that they look at, in the order of the plan; `split` in place of their own."""
         plan = self.plan
         slices: dict[str, list[Task]] = {}
         for task in plan.tasks:
@@ -136,7 +154,7 @@ class Job:
             domains.append(
                 Domain(
                     name=re.sub(r"[^\w.-]", "_", name),
-                    examples=take_slice(dataset, first.split, first.where),
+                    examples=take_slice(dataset, split or first.split, first.where),
                     calibration=self._calibration(plan.calibration.where | own),
                     prototypes=take_file(dataset.prototypes, "prototypes"),
                     tasks={task.name: task.classes for task in tasks},

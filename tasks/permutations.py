@@ -1,12 +1,19 @@
-"""Stage: which unit of each family goes to which unit of the reference."""
+"""Stages: which unit of each family goes to which unit of the reference, and which balance finds that best."""
 
 from __future__ import annotations
 
-from mergeline.plan import Align
+import json
+import shutil
+from pathlib import Path
+
+from mergeline.plan import Align, BalanceSearch
 from tasks.architecture import load_symmetry
 from tasks.checkpoints import open_artifacts
 from tasks.policy import stage
 from tasks.store import ArtifactRef, put_directory
+
+BALANCE_SEARCH = "balance_search.json"
+"""File beside an alignment that tells what a search for the balance tried and chose."""
 
 
 @stage("solve-permutations")
@@ -29,7 +36,7 @@ def solve_permutations(
         open_artifacts(families),
         load_symmetry(symmetry),
         space=options.space,
-        matcher=Matcher(options.method),
+        matcher=Matcher(options.method, decay=options.decay, budget=options.budget),
         balance=options.balance,
         activations=load_file(activations.path),
         weights=load_file(weights.path),
@@ -38,3 +45,19 @@ def solve_permutations(
         on_sweep=report,
     )
     return put_directory(alignment.save, "alignment")
+
+
+@stage("choose-balance")
+def choose_balance(alignments: dict[str, ArtifactRef], scores: dict[str, float], search: BalanceSearch) -> ArtifactRef:
+    """The alignment whose merge scores best, the first of equals, with what was tried beside it."""
+    from prefect.logging import get_run_logger
+
+    best = max(scores, key=lambda balance: scores[balance])
+    record = {"balance": float(best), "metric": search.metric, "split": search.split, "tried": scores}
+    get_run_logger().info("balance %s: %s %.4f on %s", best, search.metric, scores[best], search.split)
+
+    def write(folder: Path) -> None:
+        shutil.copytree(alignments[best].path, folder, dirs_exist_ok=True)
+        (folder / BALANCE_SEARCH).write_text(json.dumps(record, indent=1) + "\n")
+
+    return put_directory(write, "alignment")

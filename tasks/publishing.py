@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from mergeline.plan import Plan
 from mergeline.report.page import Facts, report_page
 from mergeline.report.result import Comparison
+from tasks.permutations import BALANCE_SEARCH
 from tasks.policy import stage
 from tasks.store import ArtifactRef, publish, put_directory, put_file, read_json
 
@@ -93,8 +94,15 @@ def facts(made: Made) -> Facts:
         digests={name: ref.sha256 for name, ref in made.checkpoints.items()},
         objective=solved.get("history", []),
         matched=solved.get("values", {}),
+        balances=_balances(made.alignment) if made.alignment else {},
         coefficients=read_json(made.coefficients) if made.coefficients else {},  # type: ignore[arg-type]
     )
+
+
+def _balances(alignment: ArtifactRef) -> dict[str, Any]:
+    """What a search for the balance tried and chose, or {}."""
+    record = alignment.path / BALANCE_SEARCH
+    return json.loads(record.read_text()) if record.is_file() else {}
 
 
 def _write_json(path: Path, value: Any) -> None:

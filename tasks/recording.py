@@ -44,6 +44,7 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
         params=_params(plan),
         metrics=scores(comparison)
         | {f"matched/{group}": value for group, value in found.matched.items()}
+        | {f"balance/{balance}": score for balance, score in found.balances.get("tried", {}).items()}
         | {f"seconds/{name}": value for name, value in stage_seconds(identity).items()},
         series={"objective": found.objective},
         artifacts=published_files(plan.output),

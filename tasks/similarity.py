@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from tasks.architecture import load_symmetry
 from tasks.checkpoints import open_artifacts
 from tasks.policy import stage
@@ -9,14 +11,18 @@ from tasks.store import ArtifactRef, put_file
 
 
 @stage("activation-similarity")
-def activation_similarity(activations: ArtifactRef) -> ArtifactRef:
-    """Correlation of all units of all families, per group."""
+def activation_similarity(activations: ArtifactRef, families: int) -> ArtifactRef:
+    """Correlation of all units of all families, per group. Too few samples are logged as a warning."""
+    from prefect.logging import get_run_logger
     from safetensors.torch import load_file, save_file
 
-    from mergeline.similarity.activation import unstack_moments
+    from mergeline.similarity.activation import correlations, unstack_moments
 
-    moments = unstack_moments(load_file(activations.path))
-    similarity = {group: entry.correlation() for group, entry in moments.items()}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        similarity = correlations(unstack_moments(load_file(activations.path)), families)
+    for warning in caught:
+        get_run_logger().warning("%s", warning.message)
     return put_file(lambda path: save_file(similarity, path), ".safetensors", "similarity", space="activation")
 
 

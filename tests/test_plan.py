@@ -57,6 +57,15 @@ def test_overrides_reach_every_depth():
         ("merge.keep_ratio=1.5", "merge.keep_ratio: .*less than or equal to 1"),
         ("merge.method=pbc", "merge.method: .*'pbc' does not exist; did you mean 'pcb'"),
         ("align.ballance=0.2", "align.ballance: unknown key; did you mean 'balance'"),
+        ("align.balance_search={balances: []}", "align.balance_search.balances: "),
+        (
+            "align.balance_search={split: test}",
+            r"align.balance_search.split: tasks\[0\] is measured on 'test'; search on",
+        ),
+        (
+            "align={space: weight, balance_search: {metric: mean}}",
+            "align.balance_search: space weight has no balance; write space",
+        ),
         ("align.balance=2", "align.balance: .*less than or equal to 1.*found 2"),
         ("align.space=duel", "align.space: 'duel' is not one of .*; did you mean 'dual'"),
         ("tasks[1].split=tset", r"tasks\[1\].split: 'tset' is not a split of data/datasets/fashion_mnist .*'test'"),

@@ -42,6 +42,8 @@ def align(
     balance: float = 0.5,
     batches: Iterable[Tensor | Sequence[Tensor]] | None = None,
     reduce: float | None = None,
+    decay: float = 0.5,
+    budget: float = 1.0,
     sweeps: int = 100,
     seed: int = 0,
     order: Sequence[Sequence[str]] | None = None,
@@ -51,15 +53,15 @@ def align(
 
     modules: n models, the reference first; normalisation statistics as they are (see `reset_normalization`).
     space: which similarity decides: of weights, of activations on `batches`, or `balance` parts of the first and
-    1 - balance of the second. method, reduce: see `match_units`. order: the group names of each sweep, to replay a
-    recorded run; otherwise drawn from `seed`. parity: `authors` repeats what their program does otherwise: heads of
-    queries and values apart (which changes the function), keys measured for queries, zipped neighbours read and written
-    the other way round in weight similarity, and merged weights smaller by 5e-6.
+    1 - balance of the second. method, reduce, decay, budget: see `match_units`. order: the group names of each sweep,
+    to replay a recorded run; otherwise drawn from `seed`. parity: `authors` repeats what their program does otherwise:
+    heads of queries and values apart (which changes the function), keys measured for queries, zipped neighbours read
+    and written the other way round in weight similarity, and merged weights smaller by 5e-6.
     Raises InputError for options that do not fit together.
     """
     if space != "weight" and batches is None:
         raise InputError(f"align in {space} space needs calibration inputs: give `batches`")
-    matcher, activations = Matcher(method, reduce), None
+    matcher, activations = Matcher(method, reduce, decay, budget), None
     if batches is not None and space != "weight":
         consumers: Consumers = "last value" if parity else "last"
         activations = activation_similarity(modules, symmetry, batches, consumers=consumers)

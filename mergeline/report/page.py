@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mergeline.comparison import RESULT
@@ -18,12 +18,14 @@ class Facts:
 
     digests: sha256 of every checkpoint. objective: mean matched similarity after each sweep; matched: the same for
     each unit group at the end (both empty: nothing was aligned). coefficients: what the method's statistics say, or {}.
+    balances: what a search for the balance tried ({"balance", "metric", "split", "tried": {balance: score}}), or {}.
     """
 
     digests: Mapping[str, str]
     objective: Sequence[float]
     matched: Mapping[str, float]
     coefficients: Mapping[str, Any]
+    balances: Mapping[str, Any] = field(default_factory=dict)
 
 
 def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str) -> str:
@@ -79,9 +81,15 @@ def _stages(plan: Plan, facts: Facts) -> str:
         lines += [
             f"- **Activations** of {' and '.join(plan.families)} on `{plan.calibration.split}`, and the similarity of "
             f"all {len(facts.matched)} groups of units in weight and activation space.",
-            f"- **Permutations** in {plan.align.space} space (balance {plan.align.balance}): mean matched similarity "
-            f"after each sweep {sweeps}; weakest group `{weakest}` with {facts.matched[weakest]:.3f}.",
+            f"- **{'Zip' if plan.align.method == 'zip' else 'Permutations'}** in {plan.align.space} space (balance "
+            f"{facts.balances.get('balance', plan.align.balance)}): mean matched similarity after each sweep {sweeps}; "
+            f"weakest group `{weakest}` with {facts.matched[weakest]:.3f}.",
         ]
+        if facts.balances:
+            tried = ", ".join(f"{balance} {100 * score:.1f} %" for balance, score in facts.balances["tried"].items())
+            lines.append(
+                f"- **Balance search** by {facts.balances['metric']} accuracy on `{facts.balances['split']}`: {tried}."
+            )
     else:
         lines.append("- **Alignment**: none needed, all task models share one base, or switched off.")
     if bounds := facts.coefficients.get("clip_high"):

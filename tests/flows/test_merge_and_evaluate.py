@@ -216,12 +216,49 @@ def test_tasks_on_the_same_domain_of_different_files_keep_apart(first, project, 
     assert (project / "apart" / "model.safetensors").stat().st_size > 400_000
 
 
-def test_the_setting_of_mudsc(project):
-    outcome = merge_and_evaluate(plan_for(project / "mudsc", path="params/mudsc.yaml"))
-    rows = {row.name: row for row in outcome.comparison.rows}
+@pytest.fixture(scope="module")
+def mudsc(project):
+    return merge_and_evaluate(plan_for(project / "mudsc", path="params/mudsc.yaml"))
+
+
+def test_the_setting_of_mudsc(mudsc, project):
+    rows = {row.name: row for row in mudsc.comparison.rows}
     assert rows["merged"].mean.value > rows["average"].mean.value + 0.1
     assert rows["ensemble"].mean.value > 0.85
     assert json.loads((project / "mudsc" / "coefficients" / "coefficients.json").read_text()) == {}
+
+
+def computed(outcome):
+    """How many stages a run did not take from the cache."""
+    return outcome.stages.total - outcome.stages.cached
+
+
+def test_units_can_be_zipped_with_the_similarities_at_hand(mudsc, project):
+    plan = plan_for(project / "zip", "align.method=zip", path="params/mudsc.yaml")
+    outcome = merge_and_evaluate(plan)
+    rows = {row.name: row for row in outcome.comparison.rows}
+    assert rows["merged"].label == "zipped, averaged"
+    assert rows["merged"].mean.value > rows["average"].mean.value + 0.1
+    assert (project / "zip" / "alignment" / "zips.safetensors").is_file()
+    # anew: the alignment, its merge and evaluation, two normalisations, the chart; no activations, no similarities
+    assert computed(outcome) == 6
+
+
+def test_the_balance_can_be_searched_on_other_data(mudsc, project):
+    search = "align.balance_search={balances: [0.2, 0.5, 0.8], metric: mean}"
+    outcome = merge_and_evaluate(plan_for(project / "search", search, path="params/mudsc.yaml"))
+    record = json.loads((project / "search" / "alignment" / "balance_search.json").read_text())
+    assert set(record["tried"]) == {"0.2", "0.5", "0.8"}
+    assert record["tried"][str(record["balance"])] == max(record["tried"].values())
+    # anew: two of the alignments, three merges and evaluations on other data, the choice and its merge; and where it is
+    # another balance than 0.5, its evaluation on the test data, two normalisations and the chart
+    assert computed(outcome) == 2 + 3 + 3 + 1 + 1 + (4 if record["balance"] != 0.5 else 0)
+    assert "**Balance search** by mean accuracy on `calibration`" in (project / "search" / "report.md").read_text()
+    again = merge_and_evaluate(
+        plan_for(project / "one", f"align.balance={record['balance']}", path="params/mudsc.yaml")
+    )
+    assert again.comparison.result == outcome.comparison.result
+    assert computed(again) <= 1  # the merge, whose alignment now lacks the record of the search
 
 
 def test_models_of_one_base_are_merged_without_alignment(project):
