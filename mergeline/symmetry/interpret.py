@@ -50,7 +50,7 @@ class Interpretation:
 
 
 def interpret(trace: Trace) -> Interpretation:
-    """Interpret every live operation; units reach neither the inputs nor the outputs of the module."""
+    """Interpret every live operation; units reach neither the inputs of the module nor what may be its outputs."""
     return _Walk(trace).run()
 
 
@@ -77,6 +77,9 @@ class _Walk:
             else:
                 value = self._placeholder(node)
             self.environment[node] = replace(value, node=name) if isinstance(value, AbstractTensor) else value
+            if node in self.trace.unseen:
+                for x in tensors_in(value):
+                    freeze_all(labelled(x), "may leave the model unseen")
         values = {
             self.trace.names[node]: value
             for node, value in self.environment.items()

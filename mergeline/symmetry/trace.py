@@ -33,13 +33,8 @@ class Trace:
     @cached_property
     def parameters(self) -> dict[str, str]:
         """Placeholder -> name in the state dict, for parameters and persistent float buffers."""
-        signature = self.program.graph_signature
-        named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        return {
-            placeholder: name
-            for placeholder, name in named.items()
-            if name not in signature.non_persistent_buffers and _holds_units(self.program.state_dict[name])
-        }
+        stored = _stored(self.program).items()
+        return {placeholder: name for placeholder, name in stored if _holds_units(self.program.state_dict[name])}
 
     @cached_property
     def constants(self) -> dict[str, Any]:
@@ -54,13 +49,38 @@ class Trace:
 
     @cached_property
     def live(self) -> frozenset[Node]:
-        """The nodes that the outputs depend on; others (shapes of values that nobody reads) say nothing."""
+        """The nodes that the outputs depend on, and those that read parameters.
+
+        Others (shapes of values that nobody reads, keys and values on their way into a cache) say nothing.
+        """
         live: set[Node] = set()
         for node in reversed(self.program.graph.nodes):
-            if node.op == "output" or node in live or is_mutable(node):
+            if node.op == "output" or node in live or is_mutable(node) or node in self._readers:
                 live.add(node)
                 live.update(node.all_input_nodes)
         return frozenset(live)
+
+    @cached_property
+    def unseen(self) -> frozenset[Node]:
+        """The nodes that read parameters for no output: for an object whose tensors cannot be seen, or for nothing."""
+        return frozenset(node for node in self._readers if self.live.isdisjoint(node.users))
+
+    @cached_property
+    def _readers(self) -> frozenset[Node]:
+        """The nodes that read tensors of the state dict, or what is made of those without the inputs."""
+        inputs, own, readers = set(self.program.graph_signature.user_inputs), set(), set()
+        varying = {node for node in self.program.graph.nodes if node.name in inputs}
+        stored = _stored(self.program)
+        for node in self.program.graph.nodes:
+            if node.name in stored:
+                own.add(node)
+            if not own.isdisjoint(node.all_input_nodes):
+                readers.add(node)
+            if not varying.isdisjoint(node.all_input_nodes):
+                varying.add(node)
+            elif node in readers:
+                own.add(node)
+        return frozenset(node for node in readers if node.op == "call_function")
 
 
 def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
@@ -74,7 +94,9 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
         try:
             program = _export(module, args, kwargs)
             if any(_needs_functional(node) for node in program.graph.nodes):
-                program = program.run_decompositions({})
+                program = _functional(program)
+        except InputError as fault:
+            raise InputError(f"symmetry of {type(module).__name__}: {fault}") from fault
         except Exception as fault:  # torch.export raises whatever the module's code raises
             raise InputError(
                 f"symmetry of {type(module).__name__}: torch.export cannot trace it with these inputs: {fault}"
@@ -122,6 +144,38 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     except Exception:  # some modules cannot be traced for every batch size: trace for this one
         return torch.export.export(module, args, kwargs, strict=False)
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """The trace without changes in place, which leaves out operations without a live result.
+
+    Raises InputError where those read parameters: their units might move with others, and nobody would see.
+    """
+    functional = program.run_decompositions({})
+    lost = sorted(_names_read(program) - _names_read(functional))
+    if lost:
+        raise InputError(
+            f"'{lost[0]}' is read, but for no tensor that is returned; return tensors in sequences, mappings or "
+            "data classes instead of other objects, or leave the tensor out"
+        )
+    return functional
+
+
+def _names_read(program: ExportedProgram) -> set[str]:
+    """Tensors of the state dict whose elements some operation reads."""
+    stored = _stored(program)
+    return {
+        stored[node.name]
+        for node in program.graph.nodes
+        if node.name in stored and any(not operation(user).startswith(("_assert", "sym_")) for user in node.users)
+    }
+
+
+def _stored(program: ExportedProgram) -> dict[str, str]:
+    """Placeholder -> name of its tensor, for everything that is in the state dict."""
+    signature = program.graph_signature
+    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    return {placeholder: name for placeholder, name in named.items() if name not in signature.non_persistent_buffers}
 
 
 @contextmanager
