@@ -11,6 +11,7 @@ from mergeline.symmetry.interpret import Interpretation
 from mergeline.symmetry.labels import AbstractTensor
 from mergeline.symmetry.layout import Layout
 from mergeline.symmetry.rules.convolution import KERNEL
+from mergeline.symmetry.trace import Trace
 
 SHOWN = 6
 """How many places a note lists before it counts the rest."""
@@ -33,6 +34,19 @@ def explain(
             for reason in _reasons(found.domains, x, axis) if "_" in str(layout) else ():
                 fixed.setdefault(reason, []).append(f"{name}[{axis}]")
     notes.update({f"fixed: {reason}": _listed(axes) for reason, axes in fixed.items()})
+    return notes
+
+
+def limits(trace: Trace, unread: Sequence[str]) -> dict[str, str]:
+    """Notes on what the example inputs do not show: tensors of the state dict that nothing reads, other batch sizes."""
+    notes = {}
+    if unread:
+        notes["not traced"] = (
+            f"{_listed(unread)}: nothing reads them for these inputs, so they stay as they are while other units move; "
+            "where the model uses them after all, derive with inputs that do"
+        )
+    if trace.batch is not None:
+        notes["batch"] = f"traced for inputs of length {trace.batch} along the first axis; code may do else for others"
     return notes
 
 

@@ -48,6 +48,19 @@ class Trace:
         }
 
     @cached_property
+    def read(self) -> frozenset[str]:
+        """Tensors of the state dict whose elements some operation reads."""
+        return frozenset(_names_read(self.program))
+
+    @cached_property
+    def batch(self) -> int | None:
+        """The length of the inputs' first axis if the trace holds for that length only; None if for any."""
+        inputs = set(self.program.graph_signature.user_inputs)
+        values = [node.meta.get("val") for node in self.program.graph.nodes if node.name in inputs]
+        lengths = [x.shape[0] for x in values if isinstance(x, Tensor) and x.ndim]
+        return next((n for n in lengths if isinstance(n, int)), None)
+
+    @cached_property
     def live(self) -> frozenset[Node]:
         """The nodes that the outputs depend on, and those that read parameters.
 

@@ -48,6 +48,30 @@ def test_notes_say_why_axes_are_fixed_and_that_it_was_verified():
     assert derive_symmetry(mlp(), INPUTS, verify=False).notes["verified"].startswith("no")
 
 
+class TwoHeads(nn.Module):
+    """The second head is for training only."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.norm = nn.Linear(3, 5), nn.BatchNorm1d(5)
+        self.main, self.auxiliary = nn.Linear(5, 2), nn.Linear(5, 4)
+
+    def forward(self, x):
+        hidden = self.norm(self.trunk(x)).relu()
+        return (self.main(hidden), self.auxiliary(hidden)) if self.training else self.main(hidden)
+
+
+def test_tensors_that_the_trace_does_not_read_are_noted():
+    assert derive_symmetry(TwoHeads(), INPUTS).notes["not traced"].startswith("auxiliary.weight, auxiliary.bias: ")
+    for module, inputs in ((mlp(), INPUTS), (Tied(), (torch.randint(7, (3, 5)),))):
+        assert "not traced" not in derive_symmetry(module, inputs).notes
+
+
+def test_a_trace_for_one_batch_size_is_noted():
+    assert "length 1 " in derive_symmetry(mlp(), torch.randn(1, 3)).notes["batch"]
+    assert "batch" not in derive_symmetry(mlp(), INPUTS).notes
+
+
 def test_the_module_is_left_as_it_was():
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2)).train()
     module[1].eval()
