@@ -72,6 +72,8 @@ class _Walk:
             elif node.op == "output":
                 self.domains.node = ""
                 for x in tensors_in(self._read(node.args)):
+                    if 0 in x.shape:
+                        raise InputError("symmetry: an output without elements for these inputs would show no change")
                     freeze_all(labelled(x), "reaches an output of the model")
                 continue
             else:
@@ -122,7 +124,10 @@ class _Walk:
                 value = getattr(value, part)
             return self._constant(value)
         if node.name in self.trace.constants:
-            return self._constant(self.trace.constants[node.name])
+            value = self.trace.constants[node.name]
+            # Masks and indices of the state dict may differ from checkpoint to checkpoint: their values say nothing.
+            own = node.name in self.trace.stored
+            return fixed(self.domains, value.shape, activation=False) if own else self._constant(value)
         value = node.meta.get("val")
         return fixed(self.domains, _shape(value)) if isinstance(value, Tensor) else _number(value)
 

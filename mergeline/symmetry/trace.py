@@ -31,10 +31,15 @@ class Trace:
     names: Mapping[Node, str]
 
     @cached_property
+    def stored(self) -> dict[str, str]:
+        """Placeholder -> name of its tensor, for everything that is in the state dict."""
+        return _stored(self.program)
+
+    @cached_property
     def parameters(self) -> dict[str, str]:
         """Placeholder -> name in the state dict, for parameters and persistent float buffers."""
-        stored = _stored(self.program).items()
-        return {placeholder: name for placeholder, name in stored if _holds_units(self.program.state_dict[name])}
+        state = self.program.state_dict
+        return {placeholder: name for placeholder, name in self.stored.items() if _holds_units(state[name])}
 
     @cached_property
     def constants(self) -> dict[str, Any]:
@@ -83,9 +88,8 @@ class Trace:
         """The nodes that read tensors of the state dict, or what is made of those without the inputs."""
         inputs, own, readers = set(self.program.graph_signature.user_inputs), set(), set()
         varying = {node for node in self.program.graph.nodes if node.name in inputs}
-        stored = _stored(self.program)
         for node in self.program.graph.nodes:
-            if node.name in stored:
+            if node.name in self.stored:
                 own.add(node)
             if not own.isdisjoint(node.all_input_nodes):
                 readers.add(node)
@@ -185,7 +189,6 @@ def _names_read(program: ExportedProgram) -> set[str]:
 
 
 def _stored(program: ExportedProgram) -> dict[str, str]:
-    """Placeholder -> name of its tensor, for everything that is in the state dict."""
     signature = program.graph_signature
     named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     return {placeholder: name for placeholder, name in named.items() if name not in signature.non_persistent_buffers}

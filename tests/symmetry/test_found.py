@@ -235,3 +235,26 @@ def test_a_branch_that_starts_small_is_proved_too():
         require_sound(
             dataclasses.replace(symmetry, parameters={**symmetry.parameters, "first.bias": bias}), module, inputs
         )
+
+
+@pytest.mark.parametrize("kept", [torch.ones(4, dtype=torch.bool), torch.ones(4, dtype=torch.int8)])
+def test_units_under_a_mask_of_the_state_dict_stay(kept):
+    """In another checkpoint the mask may leave out certain units."""
+
+    class Masked(Function):
+        def __init__(self) -> None:
+            super().__init__(torch.relu)
+            self.register_buffer("kept", kept)
+
+        def forward(self, x):
+            return self.last(self.first(x) * self.kept)
+
+    torch.manual_seed(0)
+    assert derive_symmetry(Masked(), (torch.randn(4, 3),)).families == {}
+
+
+def test_inputs_that_give_no_outputs_are_refused():
+    torch.manual_seed(0)
+    for verify in (True, False):
+        with pytest.raises(InputError, match="an output without elements"):
+            derive_symmetry(Function(torch.fft.fft), (torch.randn(0, 3),), verify=verify)
