@@ -8,6 +8,9 @@ from torch import Tensor
 SMALLEST = 1e-6
 """Outputs that are smaller throughout are taken for zero with rounding errors."""
 
+OUTLIER = 10
+"""Elements that vary so many times more than a quarter of all do are not typical: values that mask others."""
+
 
 def relative_change(before: Tensor, after: Tensor, scale: Tensor) -> float:
     """Largest change of an element over its scale; infinite where a number became NaN or Inf, or was that before."""
@@ -31,8 +34,16 @@ def scale_of(output: Tensor, other: Tensor) -> Tensor:
     largest = float(size.max()) if output.numel() else 0.0
     noise = size.clamp(min=min(1.0, max(SMALLEST, largest))) * _precision(output)
     response = (_wide(output) - _wide(other)).abs()
-    heard = response[response.isfinite() & (response > noise)]
-    return noise.clamp(min=float(heard.median())) if len(heard) else noise
+    heard = response.isfinite() & (response > noise)
+    own = size[heard & (size > noise)]  # the other values may be far larger
+    return noise.clamp(min=min(_typical(response[heard]), _typical(own) if len(own) else torch.inf))
+
+
+def _typical(values: Tensor) -> float:
+    if not len(values):
+        return 0.0
+    quartile = float(values.kthvalue(len(values) // 4 + 1).values)
+    return min(float(values.max()), OUTLIER * quartile)
 
 
 def tells(output: Tensor) -> bool:

@@ -159,9 +159,9 @@ class Probe:
     def _silent(self) -> Iterator[str]:
         """Tensors that make or read units, but hardly change the outputs.
 
-        Biases are left out: a shift of all scores of a query has no effect at all, so it does no harm either.
+        Vectors are left out: the bias of keys shifts all scores of a query, which has no effect and does no harm.
         """
-        watched = [name for name, families in self._watched.items() if families]
+        watched = [name for name, families in self._watched.items() if families and self.state[name].ndim > 1]
         for name, response in zip(watched, self._responses(watched), strict=True):
             if response > FAINT:
                 continue
