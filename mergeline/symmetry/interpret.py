@@ -179,6 +179,7 @@ class _Walk:
             frozenset(index for index in readers if isinstance(index, int)),
             self.domains,
             self.record,
+            _masks(node),
         )
 
     def _freeze_for_numbers(self, node: Node, operands: Sequence[AbstractTensor | Parameter]) -> None:
@@ -211,7 +212,8 @@ class _Walk:
             return rule(call, arguments)
         tensors = [labelled(x) for x in operands]
         if is_pointwise(node):
-            return pointwise(tensors) if tensors else constant(self.domains, call.shape)
+            result = pointwise(tensors) if tensors else constant(self.domains, call.shape)
+            return (result,) * len(call.shapes)
         if not tensors:
             return tuple(fixed(self.domains, shape or (), activation=False) for shape in call.shapes)
         raise UnsupportedError("no rule")
@@ -224,6 +226,17 @@ class _Walk:
         for x in tensors:
             freeze_all(x, f"no rule for the operation {call.name}" if reason == "no rule" else f"{call.name}: {reason}")
         return tuple(None if shape is None else fixed(self.domains, shape) for shape in call.shapes)
+
+
+def _masks(node: Node) -> frozenset[int]:
+    """Places of truth values among the index tensors of an operation."""
+    indices = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], list | tuple) else ()
+    values = [index.meta.get("val") if isinstance(index, Node) else None for index in indices]
+    return frozenset(
+        place
+        for place, value in enumerate(values)
+        if isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
+    )
 
 
 def storage_key(tensor: Tensor) -> object:
