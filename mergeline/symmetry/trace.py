@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import warnings
 from collections import Counter
@@ -198,20 +199,38 @@ def _stored(program: ExportedProgram) -> dict[str, str]:
 def _quiet_eval(module: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, no fused attention that hides its operations; everything restored afterwards.
 
-    Warnings of torch.export about its own internals are kept from the user.
+    Warnings and logs of torch.export about its own internals are kept from the user.
     """
     modes = {child: child.training for child in module.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         module.eval()
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), _silent_log("torch"):
             warnings.simplefilter("ignore")
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for child, mode in modes.items():
             child.training = mode
+
+
+@contextmanager
+def _silent_log(library: str) -> Iterator[None]:
+    """What a library logs goes nowhere: its failures come as exceptions."""
+    loggers = [
+        logging.getLogger(name)
+        for name in list(logging.root.manager.loggerDict)
+        if f"{name}.".startswith(f"{library}.")
+    ]
+    silenced = [logger for logger in loggers if not logger.disabled]
+    for logger in silenced:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger in silenced:
+            logger.disabled = False
 
 
 @contextmanager

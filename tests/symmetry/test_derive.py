@@ -1,5 +1,8 @@
 """Deriving: what goes in, what comes out, and every way in which it can go wrong."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -153,6 +156,18 @@ def test_an_operation_without_a_rule_freezes_its_operands_and_is_reported():
     assert "at fft_fft_" in note or "at fft" in note
     assert "@rule('fft" in note
     assert any("no rule for the operation fft" in name for name in symmetry.notes)
+
+
+def test_inputs_of_a_wrong_width_are_refused_in_one_sentence():
+    """In a fresh process: the test runner takes the place of torch's own log handlers."""
+    code = (
+        "import torch; from mergeline.symmetry.derive import derive_symmetry\n"
+        "try: derive_symmetry(torch.nn.Sequential(torch.nn.Linear(3, 4)), torch.randn(4, 7))\n"
+        "except ValueError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "must have same reduction dim" in done.stdout
+    assert done.stderr == ""
 
 
 def test_a_value_that_becomes_a_number_of_the_code_is_fixed():
