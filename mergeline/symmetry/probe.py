@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from mergeline.errors import InputError
+from mergeline.errors import InputError, nearest
 from mergeline.symmetry.change import is_continuous, is_lost, is_unsteady, relative_change, scale_of, tells
-from mergeline.symmetry.layout import families_of
+from mergeline.symmetry.layout import families_of, width
 from mergeline.symmetry.permute import Permutations, permute_tensor
 from mergeline.symmetry.symmetry import ELEMENTWISE, Symmetry
 from mergeline.symmetry.trace import Inputs, arguments, output_tensors, tensors_of
@@ -44,7 +44,7 @@ class Probe:
         """listen: try random parameters until the outputs respond to all tensors; `silent` holds the others."""
         self.name = f"symmetry of {type(module).__name__}"
         state = tensors_of(module)
-        symmetry.check_shapes(type(module).__name__, {name: tuple(tensor.shape) for name, tensor in state.items()})
+        self._require_tensors(symmetry, {name: tuple(tensor.shape) for name, tensor in state.items()})
         if any(tensor.device.type == "meta" for tensor in state.values()):
             raise InputError(f"{self.name}: there are no numbers on the meta device to verify with")
         self.is_small = sum(tensor.numel() for tensor in state.values()) <= SMALL
@@ -69,6 +69,20 @@ class Probe:
             except Exception as fault:  # the module's code may insist on a dtype in any way
                 faults.append(fault)
         raise InputError(f"{self.name}: it does not run with random parameters: {faults[-1]}") from faults[-1]
+
+    def _require_tensors(self, symmetry: Symmetry, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for name, layout in symmetry.parameters.items():
+            for own in (name, *layout.tied):
+                if own not in shapes:
+                    raise InputError(
+                        f"{self.name}: it names the tensor '{own}', which the model does not have{nearest(own, shapes)}"
+                    )
+                told = tuple(width(dim, symmetry.sizes) for dim in layout.dims)
+                if shapes[own] != told:
+                    raise InputError(
+                        f"{self.name}: its dims for '{own}' are {list(told)} long, but the tensor has the shape "
+                        f"{list(shapes[own])}: mend them, or the sizes of families"
+                    )
 
     def change(self, families: Sequence[str]) -> float:
         """Largest change of any output, relative to its variation, when these families are permuted at random."""
