@@ -89,10 +89,6 @@ class Probe:
         permutations = self.symmetry.random_permutations(self.seed, families)
         return self._change({name: self._permuted(name, permutations) for name in self.state})
 
-    def is_random(self) -> bool:
-        """Whether the outputs differ from one run to the next."""
-        return self.change([]) > FAINT
-
     def unheard(self) -> list[str]:
         """Families with tensors that make or read their units, to which the outputs hardly respond."""
         return [
