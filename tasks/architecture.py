@@ -50,18 +50,16 @@ def prove_symmetry(
     """Derive the symmetry, or take it from a YAML file or a function; refuse it unless permuting changes no output."""
     from mergeline.models.build import build_model, import_function
     from mergeline.symmetry.derive import derive_symmetry
-    from mergeline.symmetry.symmetry import Symmetry
-    from mergeline.symmetry.verify import require_sound
+    from mergeline.symmetry.text import read_symmetry
+    from mergeline.symmetry.verify import proved
 
     module, images = build_model(architecture.factory, architecture.kwargs), inputs.load().images[:2]
     if rule is None:
         symmetry = derive_symmetry(module, (images,))
     elif _is_file(rule):
-        symmetry = Symmetry.from_yaml(Path(rule).read_text())
-        require_sound(symmetry, module, (images,))
+        symmetry = proved(read_symmetry(Path(rule)), module, (images,))
     else:
-        symmetry = import_function(rule, "architecture.symmetry")(module)
-        require_sound(symmetry, module, (images,))
+        symmetry = proved(import_function(rule, "architecture.symmetry")(module), module, (images,))
     return put_file(lambda path: path.write_text(symmetry.to_yaml()), ".yaml", "symmetry")
 
 
@@ -74,9 +72,9 @@ def rule_version(rule: str | None) -> str:
 
 def load_symmetry(ref: ArtifactRef) -> Symmetry:
     """The symmetry of an artifact that `prove_symmetry` made."""
-    from mergeline.symmetry.symmetry import Symmetry
+    from mergeline.symmetry.text import read_symmetry
 
-    return Symmetry.from_yaml(ref.path.read_text())
+    return read_symmetry(ref.path)
 
 
 def _is_file(rule: str) -> bool:

@@ -15,11 +15,11 @@ from mergeline.symmetry.interpret import Interpretation, interpret, storage_key
 from mergeline.symmetry.labels import AbstractTensor
 from mergeline.symmetry.layout import Fixed, Layout, rename
 from mergeline.symmetry.naming import family_names
-from mergeline.symmetry.notes import explain
+from mergeline.symmetry.notes import explain, limits
 from mergeline.symmetry.symmetry import ELEMENTWISE, ParameterLayout, Site, Symmetry
 from mergeline.symmetry.trace import Inputs, tensors_of, trace
 from mergeline.symmetry.units import Family, Span, joined_spans
-from mergeline.symmetry.verify import require_sound
+from mergeline.symmetry.verify import proved
 
 
 def derive_symmetry(module: nn.Module, example_inputs: Inputs, *, verify: bool = True) -> Symmetry:
@@ -33,15 +33,17 @@ def derive_symmetry(module: nn.Module, example_inputs: Inputs, *, verify: bool =
     state = tensors_of(module)
     device = next((tensor.device for tensor in state.values()), torch.device("cpu"))
     example_inputs = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, example_inputs)
-    symmetry = _assemble(interpret(trace(module, example_inputs)), _tied_names(state))
+    traced, tied = trace(module, example_inputs), _tied_names(state)
+    symmetry = _assemble(interpret(traced), tied)
+    unread = [
+        name for name, others in tied.items() if state[name].numel() > 1 and traced.read.isdisjoint([name, *others])
+    ]
+    notes = {**symmetry.notes, **limits(traced, unread)}
     if device.type == "meta":
-        verified = "no: the module is on the meta device"
-    elif verify:
-        require_sound(symmetry, module, example_inputs)
-        verified = "yes: permuting a random copy leaves the outputs as they are"
-    else:
-        verified = "no: not asked for"
-    return replace(symmetry, notes={**symmetry.notes, "verified": verified})
+        return replace(symmetry, notes={**notes, "verified": "no: the module is on the meta device"})
+    if not verify:
+        return replace(symmetry, notes={**notes, "verified": "no: not asked for"})
+    return proved(replace(symmetry, notes=notes), module, example_inputs)
 
 
 def _assemble(found: Interpretation, tied: Mapping[str, tuple[str, ...]]) -> Symmetry:

@@ -50,7 +50,7 @@ class Interpretation:
 
 
 def interpret(trace: Trace) -> Interpretation:
-    """Interpret every live operation; units reach neither the inputs nor the outputs of the module."""
+    """Interpret every live operation; units reach neither the inputs of the module nor what may be its outputs."""
     return _Walk(trace).run()
 
 
@@ -72,11 +72,16 @@ class _Walk:
             elif node.op == "output":
                 self.domains.node = ""
                 for x in tensors_in(self._read(node.args)):
+                    if 0 in x.shape:
+                        raise InputError("symmetry: an output without elements for these inputs would show no change")
                     freeze_all(labelled(x), "reaches an output of the model")
                 continue
             else:
                 value = self._placeholder(node)
             self.environment[node] = replace(value, node=name) if isinstance(value, AbstractTensor) else value
+            if node in self.trace.unseen:
+                for x in tensors_in(value):
+                    freeze_all(labelled(x), "may leave the model unseen")
         values = {
             self.trace.names[node]: value
             for node, value in self.environment.items()
@@ -119,7 +124,10 @@ class _Walk:
                 value = getattr(value, part)
             return self._constant(value)
         if node.name in self.trace.constants:
-            return self._constant(self.trace.constants[node.name])
+            value = self.trace.constants[node.name]
+            # Masks and indices of the state dict may differ from checkpoint to checkpoint: their values say nothing.
+            own = node.name in self.trace.stored
+            return fixed(self.domains, value.shape, activation=False) if own else self._constant(value)
         value = node.meta.get("val")
         return fixed(self.domains, _shape(value)) if isinstance(value, Tensor) else _number(value)
 
@@ -171,6 +179,7 @@ class _Walk:
             frozenset(index for index in readers if isinstance(index, int)),
             self.domains,
             self.record,
+            _masks(node),
         )
 
     def _freeze_for_numbers(self, node: Node, operands: Sequence[AbstractTensor | Parameter]) -> None:
@@ -203,7 +212,8 @@ class _Walk:
             return rule(call, arguments)
         tensors = [labelled(x) for x in operands]
         if is_pointwise(node):
-            return pointwise(tensors) if tensors else constant(self.domains, call.shape)
+            result = pointwise(tensors) if tensors else constant(self.domains, call.shape)
+            return (result,) * len(call.shapes)
         if not tensors:
             return tuple(fixed(self.domains, shape or (), activation=False) for shape in call.shapes)
         raise UnsupportedError("no rule")
@@ -216,6 +226,17 @@ class _Walk:
         for x in tensors:
             freeze_all(x, f"no rule for the operation {call.name}" if reason == "no rule" else f"{call.name}: {reason}")
         return tuple(None if shape is None else fixed(self.domains, shape) for shape in call.shapes)
+
+
+def _masks(node: Node) -> frozenset[int]:
+    """Places of truth values among the index tensors of an operation."""
+    indices = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], list | tuple) else ()
+    values = [index.meta.get("val") if isinstance(index, Node) else None for index in indices]
+    return frozenset(
+        place
+        for place, value in enumerate(values)
+        if isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
+    )
 
 
 def storage_key(tensor: Tensor) -> object:

@@ -10,7 +10,7 @@ a + b         the units of `a`, then the units of `b`
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mergeline.errors import InputError
@@ -178,16 +178,31 @@ def rename(layout: Layout, names: Mapping[str, str]) -> Layout:
             return Segments(tuple(rename(part, names) for part in parts))
 
 
+DEEPEST = 50
+"""Far deeper than units lie inside of units."""
+
 _TOKEN = re.compile(r"[()+*]|[^\s()+*]+")
 
 
 def parse(text: str) -> Layout:
     """Read a layout back from its text. Raises InputError where the text is not one."""
     tokens = _TOKEN.findall(text)
+    if _depth(tokens) > DEEPEST:
+        raise InputError(f"layout '{text[:60]}...': nested more than {DEEPEST} deep")
     layout, rest = _parse_segments(tokens, text)
     if rest:
         raise InputError(f"layout '{text}': cannot read from '{rest[0]}' on; write e.g. 'stream' or 'heads * v + _4'")
     return layout
+
+
+def _depth(tokens: Sequence[str]) -> int:
+    """A bound on how deep a layout is nested by parentheses and products."""
+    depth = product = deepest = 0
+    for token in tokens:
+        depth += (token == "(") - (token == ")")
+        product = 0 if token == "+" else product + (token == "*")
+        deepest = max(deepest, depth + product)
+    return deepest
 
 
 def _parse_segments(tokens: list[str], text: str) -> tuple[Layout, list[str]]:

@@ -31,7 +31,7 @@ def _tensor(family: FoundFamily, found: Interpretation) -> str:
     producing = [axis for axis in axes if PRODUCER in found.record.roles.get(axis, ())]
     name = (producing or axes)[0][0]
     for ending in (".weight", "_weight", ".bias", "_bias"):
-        name = name.removesuffix(ending)
+        name = name.removesuffix(ending) or name
     name = re.sub(r"[\s*+()]", "-", name)  # signs of the layout language
     return f"units{name}" if re.fullmatch(r"[_#]\d+", name) else name
 

@@ -11,6 +11,7 @@ from mergeline.symmetry.interpret import Interpretation
 from mergeline.symmetry.labels import AbstractTensor
 from mergeline.symmetry.layout import Layout
 from mergeline.symmetry.rules.convolution import KERNEL
+from mergeline.symmetry.trace import Trace
 
 SHOWN = 6
 """How many places a note lists before it counts the rest."""
@@ -24,7 +25,7 @@ def explain(
     for operation, unknown in found.unknown.items():
         key = f"no rule: {operation}"
         notes[key] = (
-            f"{unknown.reason} at {_listed(unknown.nodes)}; what it reads stays fixed. "
+            f"{unknown.reason} at {listed(unknown.nodes)}; what it reads stays fixed. "
             f"To let units pass, write a function with @rule({operation!r}) beside those in mergeline.symmetry.rules."
         )
     fixed: dict[str, list[str]] = {}
@@ -32,7 +33,20 @@ def explain(
         for axis, layout in enumerate(layouts[name]):
             for reason in _reasons(found.domains, x, axis) if "_" in str(layout) else ():
                 fixed.setdefault(reason, []).append(f"{name}[{axis}]")
-    notes.update({f"fixed: {reason}": _listed(axes) for reason, axes in fixed.items()})
+    notes.update({f"fixed: {reason}": listed(axes) for reason, axes in fixed.items()})
+    return notes
+
+
+def limits(trace: Trace, unread: Sequence[str]) -> dict[str, str]:
+    """Notes on what the example inputs do not show: tensors of the state dict that nothing reads, other batch sizes."""
+    notes = {}
+    if unread:
+        notes["not traced"] = (
+            f"{listed(unread)}: nothing reads them for these inputs, so they stay as they are while other units move; "
+            "where the model uses them after all, derive with inputs that do"
+        )
+    if trace.batch is not None:
+        notes["batch"] = f"traced for inputs of length {trace.batch} along the first axis; code may do else for others"
     return notes
 
 
@@ -51,6 +65,7 @@ def _reasons(domains: Domains, x: AbstractTensor, axis: int) -> list[str]:
     return [reason for reason in reasons if not reason.startswith(KERNEL)]
 
 
-def _listed(items: Sequence[str]) -> str:
+def listed(items: Sequence[str]) -> str:
+    """Items in a row; the first few of many."""
     rest = len(items) - SHOWN
     return ", ".join(items[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -8,7 +8,7 @@ of families. A *unit group* is what is matched at once: the units along one path
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mergeline.errors import InputError
-from mergeline.symmetry.layout import Fixed, Layout, extent, families_of, is_counted, parse, width
+from mergeline.symmetry.layout import Layout, extent, families_of, is_counted, parse, width
 from mergeline.symmetry.units import Family, Span, joined_spans, spans
 
 if TYPE_CHECKING:
@@ -184,11 +184,11 @@ class Symmetry:
         return to_yaml(self)
 
     @staticmethod
-    def from_yaml(text: str) -> Symmetry:
-        """Read what `to_yaml` wrote, perhaps edited. Raises InputError with the place of the fault."""
+    def from_yaml(text: str, source: str = "symmetry") -> Symmetry:
+        """Read what `to_yaml` wrote, perhaps edited. Raises InputError with the place of the fault in `source`."""
         from mergeline.symmetry.text import from_yaml
 
-        return from_yaml(text)
+        return from_yaml(text, source)
 
     def check_shapes(self, source: str, shapes: dict[str, tuple[int, ...]], *, units_only: bool = False) -> None:
         """Raise InputError, naming the first tensor of `source` that does not have the shape of its layout.
@@ -226,14 +226,3 @@ def _derangement(size: int, generator: torch.Generator) -> Tensor:
 def parameter_layout(dims: Sequence[str], roles: Sequence[str]) -> ParameterLayout:
     """Shorthand for specs written by hand: `parameter_layout(["stream", "_3"], ["out", ""])`."""
     return ParameterLayout(tuple(parse(dim) for dim in dims), tuple(roles))
-
-
-def carries_units(layout: ParameterLayout) -> bool:
-    """Whether any axis of the tensor has units that can move."""
-    return any(not isinstance(dim, Fixed) for dim in layout.dims)
-
-
-def iter_names(symmetry: Symmetry, name: str) -> Iterator[str]:
-    """The name of a tensor and the names tied to it."""
-    yield name
-    yield from symmetry.parameters[name].tied

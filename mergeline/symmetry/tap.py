@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from mergeline.errors import InputError
 from mergeline.symmetry.symmetry import Site, Symmetry
-from mergeline.symmetry.trace import Inputs, arguments, is_mutable, node_names, trace
+from mergeline.symmetry.trace import Inputs, arguments, is_mutable, node_names, tensors_of, trace
 from mergeline.symmetry.units import samples_of
 
 Consumers = Literal["last", "all", "last value"]
@@ -49,6 +49,7 @@ class Tap:
         self._spans = {site: symmetry.site_spans(site) for site in self.sites}
         self._module = module
         self._graph: GraphModule | None = None
+        self._names: dict[str, list[str]] = {}  # tensors that the graph reads, and all their names
         self._seen: dict[str, Tensor] = {}
 
     def observe(self, state: Mapping[str, Tensor], inputs: Inputs) -> dict[Site, Tensor]:
@@ -64,11 +65,16 @@ class Tap:
         }
 
     def run(self, state: Mapping[str, Tensor], inputs: Inputs) -> dict[str, Tensor]:
-        """The values of all observed operations, by their names in the trace."""
+        """The values of all observed operations, by their names in the trace.
+
+        Raises InputError where the model lacks a tensor.
+        """
         try:
             return self._run(state, inputs)
-        except AssertionError:  # the guards of the trace: it was made for inputs of other shapes
-            self._graph = None
+        except AssertionError as fault:
+            if self._graph is None or not str(fault).startswith("Guard failed"):
+                raise
+            self._graph = None  # it was traced for inputs of other shapes
             return self._run(state, inputs)
 
     def _run(self, state: Mapping[str, Tensor], inputs: Inputs) -> dict[str, Tensor]:
@@ -77,7 +83,7 @@ class Tap:
         args, kwargs = arguments(inputs)
         self._seen = {}
         with torch.no_grad():
-            functional_call(self._graph, {name: state[name] for name in self._names if name in state}, args, kwargs)
+            functional_call(self._graph, {name: self._tensor(name, state) for name in self._names}, args, kwargs)
         return self._seen
 
     def _tapped(self, inputs: Inputs) -> GraphModule:
@@ -96,8 +102,21 @@ class Tap:
             with graph.inserting_after(nodes[name]):
                 graph.call_function(self._keep, (name, nodes[name], changed_later))
         graph_module.recompile()
-        self._names = [*dict(graph_module.named_parameters()), *dict(graph_module.named_buffers())]
+        read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+        own = tensors_of(self._module)
+        self._names = {}
+        for name in [name for name in own if name in read]:
+            tied = [other for other in own if own[other] is own[name]]
+            if self._names.keys().isdisjoint(tied):
+                self._names[name] = tied
         return graph_module
+
+    def _tensor(self, name: str, state: Mapping[str, Tensor]) -> Tensor:
+        """A tensor of the model, which may have it under another of its names."""
+        for tied in self._names[name]:
+            if tied in state:
+                return state[tied]
+        raise InputError(f"the model to observe has no tensor '{name}', which {type(self._module).__name__} reads")
 
     def _keep(self, name: str, value: Tensor, changed_later: bool) -> None:
         self._seen[name] = value.clone() if changed_later else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import warnings
 from collections import Counter
@@ -31,15 +32,15 @@ class Trace:
     names: Mapping[Node, str]
 
     @cached_property
+    def stored(self) -> dict[str, str]:
+        """Placeholder -> name of its tensor, for everything that is in the state dict."""
+        return _stored(self.program)
+
+    @cached_property
     def parameters(self) -> dict[str, str]:
         """Placeholder -> name in the state dict, for parameters and persistent float buffers."""
-        signature = self.program.graph_signature
-        named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        return {
-            placeholder: name
-            for placeholder, name in named.items()
-            if name not in signature.non_persistent_buffers and _holds_units(self.program.state_dict[name])
-        }
+        state = self.program.state_dict
+        return {placeholder: name for placeholder, name in self.stored.items() if _holds_units(state[name])}
 
     @cached_property
     def constants(self) -> dict[str, Any]:
@@ -53,14 +54,51 @@ class Trace:
         }
 
     @cached_property
+    def read(self) -> frozenset[str]:
+        """Tensors of the state dict whose elements some operation reads."""
+        return frozenset(_names_read(self.program))
+
+    @cached_property
+    def batch(self) -> int | None:
+        """The length of the inputs' first axis if the trace holds for that length only; None if for any."""
+        inputs = set(self.program.graph_signature.user_inputs)
+        values = [node.meta.get("val") for node in self.program.graph.nodes if node.name in inputs]
+        lengths = [x.shape[0] for x in values if isinstance(x, Tensor) and x.ndim]
+        return next((n for n in lengths if isinstance(n, int)), None)
+
+    @cached_property
     def live(self) -> frozenset[Node]:
-        """The nodes that the outputs depend on; others (shapes of values that nobody reads) say nothing."""
+        """The nodes that the outputs depend on, and those that read parameters.
+
+        Others (shapes of values that nobody reads, keys and values on their way into a cache) say nothing.
+        """
         live: set[Node] = set()
         for node in reversed(self.program.graph.nodes):
-            if node.op == "output" or node in live or is_mutable(node):
+            if node.op == "output" or node in live or is_mutable(node) or node in self._readers:
                 live.add(node)
                 live.update(node.all_input_nodes)
         return frozenset(live)
+
+    @cached_property
+    def unseen(self) -> frozenset[Node]:
+        """The nodes that read parameters for no output: for an object whose tensors cannot be seen, or for nothing."""
+        return frozenset(node for node in self._readers if self.live.isdisjoint(node.users))
+
+    @cached_property
+    def _readers(self) -> frozenset[Node]:
+        """The nodes that read tensors of the state dict, or what is made of those without the inputs."""
+        inputs, own, readers = set(self.program.graph_signature.user_inputs), set(), set()
+        varying = {node for node in self.program.graph.nodes if node.name in inputs}
+        for node in self.program.graph.nodes:
+            if node.name in self.stored:
+                own.add(node)
+            if not own.isdisjoint(node.all_input_nodes):
+                readers.add(node)
+            if not varying.isdisjoint(node.all_input_nodes):
+                varying.add(node)
+            elif node in readers:
+                own.add(node)
+        return frozenset(node for node in readers if node.op == "call_function")
 
 
 def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
@@ -74,7 +112,9 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
         try:
             program = _export(module, args, kwargs)
             if any(_needs_functional(node) for node in program.graph.nodes):
-                program = program.run_decompositions({})
+                program = _functional(program)
+        except InputError as fault:
+            raise InputError(f"symmetry of {type(module).__name__}: {fault}") from fault
         except Exception as fault:  # torch.export raises whatever the module's code raises
             raise InputError(
                 f"symmetry of {type(module).__name__}: torch.export cannot trace it with these inputs: {fault}"
@@ -124,24 +164,73 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return torch.export.export(module, args, kwargs, strict=False)
 
 
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """The trace without changes in place, which leaves out operations without a live result.
+
+    Raises InputError where those read parameters: their units might move with others, and nobody would see.
+    """
+    functional = program.run_decompositions({})
+    lost = sorted(_names_read(program) - _names_read(functional))
+    if lost:
+        raise InputError(
+            f"'{lost[0]}' is read, but for no tensor that is returned; return tensors in sequences, mappings or "
+            "data classes instead of other objects, or leave the tensor out"
+        )
+    return functional
+
+
+def _names_read(program: ExportedProgram) -> set[str]:
+    """Tensors of the state dict whose elements some operation reads."""
+    stored = _stored(program)
+    return {
+        stored[node.name]
+        for node in program.graph.nodes
+        if node.name in stored and any(not operation(user).startswith(("_assert", "sym_")) for user in node.users)
+    }
+
+
+def _stored(program: ExportedProgram) -> dict[str, str]:
+    signature = program.graph_signature
+    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    return {placeholder: name for placeholder, name in named.items() if name not in signature.non_persistent_buffers}
+
+
 @contextmanager
 def _quiet_eval(module: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, no fused attention that hides its operations; everything restored afterwards.
 
-    Warnings of torch.export about its own internals are kept from the user.
+    Warnings and logs of torch.export about its own internals are kept from the user.
     """
     modes = {child: child.training for child in module.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         module.eval()
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), _silent_log("torch"):
             warnings.simplefilter("ignore")
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for child, mode in modes.items():
             child.training = mode
+
+
+@contextmanager
+def _silent_log(library: str) -> Iterator[None]:
+    """What a library logs goes nowhere: its failures come as exceptions."""
+    loggers = [
+        logging.getLogger(name)
+        for name in list(logging.root.manager.loggerDict)
+        if f"{name}.".startswith(f"{library}.")
+    ]
+    silenced = [logger for logger in loggers if not logger.disabled]
+    for logger in silenced:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger in silenced:
+            logger.disabled = False
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """Deriving: what goes in, what comes out, and every way in which it can go wrong."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -46,6 +49,30 @@ def test_notes_say_why_axes_are_fixed_and_that_it_was_verified():
     assert notes["fixed: reaches an output of the model"] == "4.weight[0], 4.bias[0]"
     assert notes["verified"].startswith("yes")
     assert derive_symmetry(mlp(), INPUTS, verify=False).notes["verified"].startswith("no")
+
+
+class TwoHeads(nn.Module):
+    """The second head is for training only."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.norm = nn.Linear(3, 5), nn.BatchNorm1d(5)
+        self.main, self.auxiliary = nn.Linear(5, 2), nn.Linear(5, 4)
+
+    def forward(self, x):
+        hidden = self.norm(self.trunk(x)).relu()
+        return (self.main(hidden), self.auxiliary(hidden)) if self.training else self.main(hidden)
+
+
+def test_tensors_that_the_trace_does_not_read_are_noted():
+    assert derive_symmetry(TwoHeads(), INPUTS).notes["not traced"].startswith("auxiliary.weight, auxiliary.bias: ")
+    for module, inputs in ((mlp(), INPUTS), (Tied(), (torch.randint(7, (3, 5)),))):
+        assert "not traced" not in derive_symmetry(module, inputs).notes
+
+
+def test_a_trace_for_one_batch_size_is_noted():
+    assert "length 1 " in derive_symmetry(mlp(), torch.randn(1, 3)).notes["batch"]
+    assert "batch" not in derive_symmetry(mlp(), INPUTS).notes
 
 
 def test_the_module_is_left_as_it_was():
@@ -129,6 +156,18 @@ def test_an_operation_without_a_rule_freezes_its_operands_and_is_reported():
     assert "at fft_fft_" in note or "at fft" in note
     assert "@rule('fft" in note
     assert any("no rule for the operation fft" in name for name in symmetry.notes)
+
+
+def test_inputs_of_a_wrong_width_are_refused_in_one_sentence():
+    """In a fresh process: the test runner takes the place of torch's own log handlers."""
+    code = (
+        "import torch; from mergeline.symmetry.derive import derive_symmetry\n"
+        "try: derive_symmetry(torch.nn.Sequential(torch.nn.Linear(3, 4)), torch.randn(4, 7))\n"
+        "except ValueError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "must have same reduction dim" in done.stdout
+    assert done.stderr == ""
 
 
 def test_a_value_that_becomes_a_number_of_the_code_is_fixed():

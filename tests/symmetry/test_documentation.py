@@ -22,7 +22,7 @@ def rules(monkeypatch):
 
 def test_the_worked_example_runs_as_it_stands(rules):
     code = blocks("python")
-    assert len(code) == 2
+    assert len(code) == 3
     exec(compile("\n".join(code), str(PAGE), "exec"), {"__name__": "example"})
 
 
@@ -31,4 +31,5 @@ def test_the_example_of_a_symmetry_can_be_read():
 
     symmetry = Symmetry.from_yaml(blocks("yaml")[0])
     assert list(symmetry.groups) == ["qk", "v", "stream"]
+    assert [site.group for site in symmetry.sites] == ["v"]
     assert (symmetry.groups["qk"].size, symmetry.groups["qk"].blocks) == (64, 4)

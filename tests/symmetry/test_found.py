@@ -74,8 +74,10 @@ class Function(nn.Module):
         (lambda t: torch.cat([t.narrow(1, 0, 2).cos(), t.narrow(1, -2, 2)], 1), 4),
         (torch.nn.functional.logsigmoid, 24),
         (lambda t: torch.tensordot(t, t.new_ones(4, 1), 1) * t, 24),
+        (lambda t: t.clone().index_put_([t < 0], torch.tensor(0.0)), 24),
+        (lambda t: torch.frexp(t)[0], 24),
     ],
-    ids=["narrow from the end", "logsigmoid", "tensordot"],
+    ids=["narrow from the end", "logsigmoid", "tensordot", "negative ones replaced", "frexp"],
 )
 def test_free_units_are_not_fixed(function, order):
     torch.manual_seed(0)
@@ -235,3 +237,55 @@ def test_a_branch_that_starts_small_is_proved_too():
         require_sound(
             dataclasses.replace(symmetry, parameters={**symmetry.parameters, "first.bias": bias}), module, inputs
         )
+
+
+@pytest.mark.parametrize("kept", [torch.ones(4, dtype=torch.bool), torch.ones(4, dtype=torch.int8)])
+def test_units_under_a_mask_of_the_state_dict_stay(kept):
+    """In another checkpoint the mask may leave out certain units."""
+
+    class Masked(Function):
+        def __init__(self) -> None:
+            super().__init__(torch.relu)
+            self.register_buffer("kept", kept)
+
+        def forward(self, x):
+            return self.last(self.first(x) * self.kept)
+
+    torch.manual_seed(0)
+    assert derive_symmetry(Masked(), (torch.randn(4, 3),)).families == {}
+
+
+def test_inputs_that_give_no_outputs_are_refused():
+    torch.manual_seed(0)
+    for verify in (True, False):
+        with pytest.raises(InputError, match="an output without elements"):
+            derive_symmetry(Function(torch.fft.fft), (torch.randn(0, 3),), verify=verify)
+
+
+def test_a_mask_over_several_axes_fixes_them_all():
+    class Masked(Function):
+        def __init__(self) -> None:
+            super().__init__(torch.relu)
+            self.register_buffer("mask", torch.tensor([[True, False, True, False]] * 4), persistent=False)
+
+        def forward(self, x):
+            hidden = self.first(x)
+            hidden[self.mask] = hidden[0, 0]
+            return self.last(hidden)
+
+    torch.manual_seed(0)
+    assert derive_symmetry(Masked(), (torch.randn(4, 3),)).families == {}
+
+
+def test_a_parameter_without_a_name_of_its_own_names_its_family():
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_parameter("_weight", nn.Parameter(torch.randn(4, 3)))
+            self.last = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.last((x @ self._weight.T).relu())
+
+    torch.manual_seed(0)
+    assert derive_symmetry(Bare(), (torch.randn(4, 3),)).sizes == {"_weight": 4}

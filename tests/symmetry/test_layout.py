@@ -65,7 +65,7 @@ def test_brackets_nest():
     assert parse("heads * (a + _1)") == Blocks("heads", Segments((Units("a"), Fixed(1))))
 
 
-@pytest.mark.parametrize("text", ["", "a +", "* a", "(a", "a b", "_3 * a"])
+@pytest.mark.parametrize("text", ["", "a +", "* a", "(a", "a b", "_3 * a", "(" * 9999 + "a", "a * " * 9999 + "a"])
 def test_nonsense_is_refused(text):
     with pytest.raises(InputError, match="layout"):
         parse(text)

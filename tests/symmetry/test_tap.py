@@ -105,6 +105,25 @@ def test_one_graph_serves_batches_of_any_size_and_other_models(model, inputs, sy
     torch.testing.assert_close(observed(tap, model, inputs)["up", "relu_"], whole["up", "relu_"])
 
 
+def test_a_model_without_one_of_the_tensors_is_refused(model, inputs, symmetry):
+    """The tensors of the module that was traced must not step in."""
+    state = model.state_dict()
+    del state["up.bias"]
+    with pytest.raises(InputError, match=r"no tensor 'up\.bias', which Attention reads"):
+        Tap(model, symmetry).observe(state, inputs)
+
+
+def test_a_tied_tensor_may_have_any_of_its_names(inputs):
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 2))
+    module[3].weight = module[1].weight
+    symmetry, state = derive_symmetry(module, inputs), module.state_dict()
+    expected = Tap(module, symmetry).run(state, inputs)
+    for name in ("1.weight", "3.weight"):
+        seen = Tap(module, symmetry).run({key: x for key, x in state.items() if key != name}, inputs)
+        assert all(torch.equal(seen[node], value) for node, value in expected.items())
+    assert expected
+
+
 def test_inputs_of_another_shape_are_traced_again(model, inputs, symmetry):
     tap = Tap(model, symmetry)
     tap.observe(model.state_dict(), inputs)

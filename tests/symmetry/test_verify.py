@@ -1,6 +1,7 @@
 """The proof itself: faults that hide when everything moves at once, and what counts as an output."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,6 +84,34 @@ def test_a_cache_beside_the_outputs_is_no_output():
 def test_outputs_in_other_containers_are_seen(outputs):
     symmetry = derive_symmetry(Answering(outputs), torch.randn(4, 3))
     assert [family.size for family in symmetry.families.values()] == [5]
+
+
+class Actor(nn.Module):
+    """Returns a value, and a distribution: an object whose tensors torch.export does not see."""
+
+    def __init__(self, in_place: bool = False):
+        super().__init__()
+        self.trunk, self.value, self.in_place = nn.Linear(3, 5), nn.Linear(5, 1), in_place
+        self.policy, self.scale = nn.Linear(5, 4), nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        hidden = self.trunk(x).tanh()
+        if self.in_place:
+            hidden[:, 0] = hidden[:, 0] * 2
+        weight = self.policy.weight * torch.ones(4, 1)
+        return self.value(hidden), SimpleNamespace(scores=nn.functional.linear(hidden.relu(), weight) * self.scale)
+
+
+def test_weights_behind_an_object_of_an_unknown_class_move_with_the_others():
+    symmetry = derive_symmetry(Actor(), torch.randn(4, 3))
+    assert symmetry.sizes == {"trunk": 5}
+    assert [str(dim) for dim in symmetry.parameters["policy.weight"].dims] == ["_4", "trunk"]
+    assert "policy.bias" not in symmetry.parameters
+
+
+def test_weights_behind_such_an_object_that_the_trace_would_lose_are_refused():
+    with pytest.raises(InputError, match=r"symmetry of Actor: 'policy\.weight' is read, but for no tensor"):
+        derive_symmetry(Actor(in_place=True), torch.randn(4, 3))
 
 
 def test_a_module_without_outputs_proves_nothing():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from string import ascii_letters
 from string import ascii_lowercase as letters
 
 from mergeline.symmetry.contraction import einsum
 from mergeline.symmetry.labels import FIXED, AbstractTensor, UnsupportedError
 from mergeline.symmetry.movement import expand, merge, unsqueeze
-from mergeline.symmetry.primitives import drop, freeze, freeze_all, normalise, pointwise, tie_all
+from mergeline.symmetry.primitives import drop, freeze, freeze_all, normalise, pointwise, reduce, tie_all
 from mergeline.symmetry.rules.table import Call, rule
 
 
@@ -21,19 +22,20 @@ def linear(call: Call, x: AbstractTensor, weight: AbstractTensor, bias: Abstract
     return result if bias is None else pointwise([result, bias])
 
 
-_EQUATIONS = {"mm": "ay,yz->az", "mv": "ay,y->a", "dot": "y,y->", "bmm": "bay,byz->baz"}
+_EQUATIONS = {"mm": "ay,yz->az", "mv": "ay,y->a", "dot": "y,y->", "vdot": "y,y->", "bmm": "bay,byz->baz"}
 
 
-@rule("mm", "mv", "dot", "bmm")
+@rule("mm", "mv", "dot", "vdot", "bmm")
 def product(
     call: Call,
     x: AbstractTensor,
     mat2: AbstractTensor | None = None,
     vec: AbstractTensor | None = None,
     tensor: AbstractTensor | None = None,
+    other: AbstractTensor | None = None,
 ) -> AbstractTensor:
     """Products of matrices and vectors."""
-    other = mat2 or vec or tensor
+    other = mat2 or vec or tensor or other
     assert other is not None
     return einsum(_EQUATIONS[call.name], [x, other], call.record, call.node)
 
@@ -62,11 +64,44 @@ def matmul(call: Call, x: AbstractTensor, other: AbstractTensor) -> AbstractTens
 
 @rule("einsum")
 def einstein(call: Call, equation: str, tensors: Sequence[AbstractTensor]) -> AbstractTensor:
-    """Written out; diagonals and ellipses are not known."""
-    terms = equation.replace(" ", "").partition("->")[0].split(",")
-    if "." in equation or "->" not in equation or any(len(set(term)) < len(term) for term in terms):
+    """Written out; diagonals are not known."""
+    terms, kept = _written_out(equation.replace(" ", ""), tensors)
+    if any(len(set(term)) < len(term) for term in terms):
         raise UnsupportedError(f"einsum '{equation}'")
-    return einsum(equation, tensors, call.record, call.node)
+    return einsum(f"{','.join(terms)}->{kept}", tensors, call.record, call.node)
+
+
+def _written_out(equation: str, tensors: Sequence[AbstractTensor]) -> tuple[list[str], str]:
+    """The terms and the result with letters for dots; without an arrow, what occurs once is kept, in order."""
+    left, arrow, kept = equation.partition("->")
+    terms = left.split(",")
+    free = [letter for letter in ascii_letters if letter not in equation]
+    hidden = [x.ndim - len(term.replace("...", "")) for x, term in zip(tensors, terms, strict=True)]
+    dots = "".join(free[: max(0, *hidden)])
+    if not arrow:
+        kept = "..." + "".join(sorted(letter for letter in set(left) - set(".,") if left.count(letter) == 1))
+    written = [term.replace("...", dots[len(dots) - n :]) for term, n in zip(terms, hidden, strict=True)]
+    return written, kept.replace("...", dots)
+
+
+@rule("bilinear")
+def bilinear(
+    call: Call,
+    input1: AbstractTensor,
+    input2: AbstractTensor,
+    weight: AbstractTensor,
+    bias: AbstractTensor | None = None,
+) -> AbstractTensor:
+    """A matrix between two inputs for each output."""
+    lead = letters[: input1.ndim - 1]
+    result = einsum(f"{lead}x,{lead}y,zxy->{lead}z", [input1, input2, weight], call.record, call.node)
+    return result if bias is None else pointwise([result, bias])
+
+
+@rule("cosine_similarity")
+def cosine_similarity(call: Call, x1: AbstractTensor, x2: AbstractTensor, dim: int = 1) -> AbstractTensor:
+    """A product of two tensors, summed over an axis and scaled by sums over it."""
+    return reduce(pointwise([x1, x2]), [dim])
 
 
 @rule("tensordot")

@@ -72,6 +72,13 @@ def index(call: Call, x: AbstractTensor, indices: Sequence[AbstractTensor | None
     return AbstractTensor(x.domains, call.shape, tuple(labels), sources, activation)
 
 
+def _masked(x: AbstractTensor, mask: AbstractTensor, value: AbstractTensor) -> AbstractTensor:
+    """One value written wherever a mask over the leading axes is true: a choice at each place."""
+    for axis in range(mask.ndim, x.ndim):
+        mask = unsqueeze(mask, axis)
+    return replace(pointwise([x, mask]), activation=True)
+
+
 @rule("gather")
 def gather(call: Call, x: AbstractTensor, dim: int, index: AbstractTensor) -> AbstractTensor:
     """At each place another index of one axis; along the other axes the place is its own."""
@@ -91,7 +98,10 @@ def index_put(
     """Leading axes written at indexed places: they are fixed, the axes behind them pass."""
     if any(t is None for t in indices):
         raise UnsupportedError("only some leading axes are indexed")
-    count = len(indices)
+    if len(indices) == 1 and call.masks and values.labels == (None,) * values.ndim:
+        return _masked(x, indices[0], values)  # type: ignore[arg-type]
+    # A mask stands for as many axes as it has, all other index tensors together for one axis each.
+    count = sum(t.ndim if place in call.masks else 1 for place, t in enumerate(indices) if t is not None)
     for t in indices:
         freeze_all(t, "used as an index")  # type: ignore[arg-type]
     for axis in range(count):

@@ -18,15 +18,18 @@ def permute(call: Call, x: AbstractTensor, dims: Sequence[int]) -> AbstractTenso
     return movement.permute(x, dims)
 
 
-@rule("transpose", "swapaxes", "swapdims")
-def transpose(
-    call: Call, x: AbstractTensor, dim0: int = 0, dim1: int = 0, axis0: int = 0, axis1: int = 0
-) -> AbstractTensor:
+@rule("transpose", "swapdims")
+def transpose(call: Call, x: AbstractTensor, dim0: int, dim1: int) -> AbstractTensor:
     """Two axes change places."""
-    first, second = dim0 or axis0, dim1 or axis1
     order = list(range(x.ndim))
-    order[first], order[second] = order[second], order[first]
+    order[dim0], order[dim1] = order[dim1], order[dim0]
     return movement.permute(x, order)
+
+
+@rule("swapaxes")
+def swapaxes(call: Call, x: AbstractTensor, axis0: int, axis1: int) -> AbstractTensor:
+    """The same under another name."""
+    return transpose(call, x, axis0, axis1)
 
 
 @rule("t", "numpy_T")

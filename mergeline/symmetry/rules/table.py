@@ -33,7 +33,8 @@ class Call:
     """One operation of the trace.
 
     name: the operation without namespace and overload. node: where it stands in the model. shapes: of its outputs
-    (None for outputs that are no tensors). used: which of several outputs are read.
+    (None for outputs that are no tensors). used: which of several outputs are read. masks: which of the tensors in
+    the argument `indices` are truth values.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Call:
     used: frozenset[int]
     domains: Domains
     record: Record
+    masks: frozenset[int] = frozenset()
 
     @property
     def shape(self) -> tuple[int, ...]:
