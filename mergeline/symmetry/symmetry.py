@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mergeline.errors import InputError
-from mergeline.symmetry.layout import Layout, extent, families_of, is_counted, parse, width
+from mergeline.symmetry.layout import Fixed, Layout, extent, families_of, is_counted, parse, width
 from mergeline.symmetry.units import Family, Span, joined_spans, spans
 
 if TYPE_CHECKING:
