@@ -35,10 +35,10 @@ class Zipped:
 def zip_units(similarity: Similarity, origin: Indices, width: int, decay: float, budgets: Indices) -> Zipped:
     """Merge pairs, the most alike first, until `width` units are left.
 
-    similarity [N, N], symmetric up to rounding. origin [N]: the model of each unit. The second of a pair joins the first, which keeps
-    its origin; the new unit is as alike to any other as the less alike of both, times `decay`. budgets [models]: merges
-    of two units of one origin; when a model has none left, such merges are over. Both hold for merged units, too. The
-    first of equal pairs wins. Raises InputError where the budgets end before `width` is reached.
+    similarity [N, N], symmetric up to rounding. origin [N]: the model of each unit. The second of a pair joins the
+    first, which keeps its origin; the new unit is as alike to any other as the less alike of both, times `decay`.
+    budgets [models]: merges of two units of one origin; when a model has none left, such merges are over. Both hold for
+    merged units, too. The first of equal pairs wins. Raises InputError where the budgets end before `width` is reached.
 
     Every row keeps its maximum, so a merge costs O(N) instead of O(N^2).
     """
