@@ -31,6 +31,7 @@ ui: $(READY) ## start the Prefect server (http://127.0.0.1:4200) and MLflow (htt
 bench: $(READY) ## time the methods against plain baselines
 	python -m benchmarks.balancing
 	python -m benchmarks.symmetry
+	python -m benchmarks.mudsc
 
 data: $(DATA_READY) ## make the shipped data set again, from the hub or from Debian's package dataset-fashion-mnist
 	python -m flows.prepare_data

@@ -83,7 +83,9 @@ class Search:
         found = {group.name: similarity(group.name) for group in self.sets[number]}
         tables = {name: table for name, table in found.items() if table is not None}
         groups = [group for group in self.sets[number] if group.name in tables]
-        moved = self._permute(groups, tables)
+        moved = set[str]()
+        if not {name for group in groups for name in group.structure} <= set(self._zipped(groups)):
+            moved |= self._permute(groups, tables)
         if self.matcher.method == "zip":
             moved |= self._zip(groups, tables)
         self.state.seen[number] = self._marks(number)

@@ -31,9 +31,14 @@ class Moments:
 
     def update(self, samples: Tensor) -> None:
         """Add samples [count, units]; NaN and Inf count as 0. Products are computed in float32, summed in float64."""
-        samples = samples.float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        batch_mean = samples.double().mean(dim=0)
-        centred = samples - batch_mean.float()
+        samples = samples.float()
+        if not samples.mean(dim=0).isfinite().all():
+            samples = samples.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        first = samples[0]
+        centred = samples - first  # exactly 0 where a unit is constant
+        mean = centred.mean(dim=0)
+        batch_mean = first.double() + mean.double()
+        centred -= mean
         batch_products = (centred.T @ centred).double()
         if self.count == 0:
             self.count, self.mean, self.products = len(samples), batch_mean, batch_products
@@ -74,7 +79,8 @@ def activation_moments(
         inputs = model_inputs(batch)
         observed = [tap.observe(state, inputs) for state in states]
         for site in tap.sites:
-            moments[site.group].update(torch.cat([samples[site] for samples in observed], dim=1))
+            # units first, as images come: laid out the other way, this copy takes several times as long
+            moments[site.group].update(torch.cat([samples[site].T for samples in observed]).T)
     return dict(moments)
 
 

@@ -114,8 +114,19 @@ class Rows:
 
     def correlation(self, other: Rows) -> Tensor:
         """Pearson correlation of every row with every row of `other`, [units, units of other]."""
-        covariance = self.centred @ other.centred.T / self.centred.shape[1]
-        return correlation(covariance, self.deviation, other.deviation)
+        products = _gram(self.centred) if other is self else self.centred @ other.centred.T
+        return correlation(products / self.centred.shape[1], self.deviation, other.deviation)
+
+
+def _gram(rows: Tensor, parts: int = 4) -> Tensor:
+    """rows @ rows.T; of what is equal on both sides of the diagonal, most is computed once."""
+    gram = rows.new_empty(len(rows), len(rows))
+    step = -(-len(rows) // parts)
+    for start in range(0, len(rows), step):
+        here, later = slice(start, start + step), slice(start + step, None)
+        gram[here, start:] = rows[here] @ rows[start:].T
+        gram[later, here] = gram[here, later].T
+    return gram
 
 
 def weight_similarity(

@@ -59,10 +59,10 @@ class Tap:
         """
         values = self.run(state, inputs)
         sizes = self.symmetry.sizes
-        return {
-            site: torch.cat([samples_of(values[site.node], span, sizes) for span in spans])
-            for site, spans in self._spans.items()
+        parts = {
+            site: [samples_of(values[site.node], span, sizes) for span in spans] for site, spans in self._spans.items()
         }
+        return {site: torch.cat(samples) if len(samples) > 1 else samples[0] for site, samples in parts.items()}
 
     def run(self, state: Mapping[str, Tensor], inputs: Inputs) -> dict[str, Tensor]:
         """The values of all observed operations, by their names in the trace.
