@@ -1,5 +1,6 @@
 """Every architecture: its symmetry is derived without help, is sound, and is as large as is known."""
 
+import copy
 import importlib
 import math
 import time
@@ -9,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mergeline.alignment.apply import apply_alignment
+from mergeline.alignment.solve import align
 from mergeline.symmetry.derive import derive_symmetry
 from mergeline.symmetry.permute import permute_tensor
 from mergeline.symmetry.symmetry import Symmetry
@@ -147,6 +150,25 @@ def test_a_random_alignment_keeps_the_outputs_in_float32(derived):
         after = derived.module(*derived.inputs)
     finally:
         derived.module.load_state_dict(state)
+    assert (after - before).abs().max() <= 1e-4 * before.abs().max()
+
+
+def test_aligning_two_models_keeps_the_function(derived):
+    """Also where groups share families, as heads do: matched by weights, the moved model computes what it did."""
+    other = copy.deepcopy(derived.module)
+    other.load_state_dict(apply_alignment(other.state_dict(), derived.symmetry.random_alignment(1), 0))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in other.parameters():
+            tensor.add_(0.05 * torch.randn(tensor.shape, generator=generator))
+        before = other(*derived.inputs)
+        alignment = align([derived.module, other], derived.symmetry, space="weight", sweeps=2)
+        assert any(
+            not torch.equal(permutation, alignment.permutations[0][family])
+            for family, permutation in alignment.permutations[1].items()
+        )
+        other.load_state_dict(apply_alignment(other.state_dict(), alignment, 1))
+        after = other(*derived.inputs)
     assert (after - before).abs().max() <= 1e-4 * before.abs().max()
 
 
