@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mergeline.errors import InputError
-from mergeline.similarity.correlation import correlation
+from mergeline.similarity.correlation import correlation, gram
 from mergeline.symmetry.symmetry import Symmetry
 from mergeline.symmetry.tap import Consumers, Tap, choose_sites, model_inputs
 
@@ -39,7 +39,7 @@ class Moments:
         mean = centred.mean(dim=0)
         batch_mean = first.double() + mean.double()
         centred -= mean
-        batch_products = (centred.T @ centred).double()
+        batch_products = gram(centred.T).double()
         if self.count == 0:
             self.count, self.mean, self.products = len(samples), batch_mean, batch_products
             return

@@ -13,3 +13,14 @@ def correlation(covariance: Tensor, deviation_rows: Tensor, deviation_columns: T
     """
     scale = deviation_rows[:, None] * deviation_columns[None, :]
     return covariance / scale.clamp_min(SMALLEST_SCALE)
+
+
+def gram(rows: Tensor, parts: int = 4) -> Tensor:
+    """rows @ rows.T, [a, n] -> [a, a]; of what is equal on both sides of the diagonal, most is computed once."""
+    products = rows.new_empty(len(rows), len(rows))
+    step = -(-len(rows) // parts)
+    for start in range(0, len(rows), step):
+        here, later = slice(start, start + step), slice(start + step, None)
+        products[here, start:] = rows[here] @ rows[start:].T
+        products[later, here] = products[here, later].T
+    return products

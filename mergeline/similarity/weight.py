@@ -12,7 +12,7 @@ from mergeline.alignment.alignment import Alignment
 from mergeline.alignment.fold import Fold
 from mergeline.checkpoints.readers import Reader, open_checkpoint
 from mergeline.errors import InputError
-from mergeline.similarity.correlation import correlation
+from mergeline.similarity.correlation import correlation, gram
 from mergeline.symmetry.permute import Permutations, group_index, outer_dims, permute_tensor
 from mergeline.symmetry.symmetry import Axis, ParameterLayout, Symmetry
 from mergeline.symmetry.units import units_first
@@ -114,19 +114,8 @@ class Rows:
 
     def correlation(self, other: Rows) -> Tensor:
         """Pearson correlation of every row with every row of `other`, [units, units of other]."""
-        products = _gram(self.centred) if other is self else self.centred @ other.centred.T
+        products = gram(self.centred) if other is self else self.centred @ other.centred.T
         return correlation(products / self.centred.shape[1], self.deviation, other.deviation)
-
-
-def _gram(rows: Tensor, parts: int = 4) -> Tensor:
-    """rows @ rows.T; of what is equal on both sides of the diagonal, most is computed once."""
-    gram = rows.new_empty(len(rows), len(rows))
-    step = -(-len(rows) // parts)
-    for start in range(0, len(rows), step):
-        here, later = slice(start, start + step), slice(start + step, None)
-        gram[here, start:] = rows[here] @ rows[start:].T
-        gram[later, here] = gram[here, later].T
-    return gram
 
 
 def weight_similarity(
