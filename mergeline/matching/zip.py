@@ -73,25 +73,31 @@ class _Search:
             )
         self.joined[self.joined == second] = first
         self._replace(first, second, decay)
-        if self.origin[first] == self.origin[second]:
-            self._spend(int(self.origin[first]))
+        within = self.origin[first] == self.origin[second]
         self.origin[second] = -1
+        if within:
+            self._spend(int(self.origin[first]))
         return value
 
     def _replace(self, first: int, second: int, decay: float) -> None:
         """Put the merged unit in the place of the first, and nothing in the place of the second."""
-        similarity, changed = self.similarity, np.minimum(self.similarity[first], self.similarity[second])
-        finite = changed > -np.inf
-        changed[finite] *= decay
+        similarity, largest, place = self.similarity, self.largest, self.place
+        changed = np.minimum(similarity[first], similarity[second])
+        if decay > 0:
+            changed *= decay
+        else:
+            changed[changed > -np.inf] = 0
         changed[first] = changed[second] = -np.inf
         similarity[first] = similarity[:, first] = changed
-        similarity[second] = similarity[:, second] = -np.inf
-        self.largest[second] = -np.inf
-        larger = (changed > self.largest) | ((changed == self.largest) & (first < self.place))
-        self.largest[larger], self.place[larger] = changed[larger], first
-        lost = ((self.place == first) & ~larger) | (self.place == second)
+        similarity[:, second] = -np.inf
+        largest[second], place[second] = -np.inf, -1
+        lost = (place == first) | (place == second)
         lost[first] = True
-        lost[second] = False
+        rows = np.flatnonzero((changed >= largest) & (changed > -np.inf))
+        if len(rows):
+            rows = rows[(changed[rows] > largest[rows]) | (first <= place[rows])]
+            largest[rows], place[rows] = changed[rows], first
+            lost[rows] = False
         self._search_rows(np.flatnonzero(lost))
 
     def _spend(self, model: int) -> None:

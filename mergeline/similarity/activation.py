@@ -31,14 +31,11 @@ class Moments:
 
     def update(self, samples: Tensor) -> None:
         """Add samples [count, units]; NaN and Inf count as 0. Products are computed in float32, summed in float64."""
-        samples = samples.float()
-        if not samples.mean(dim=0).isfinite().all():
-            samples = samples.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        first = samples[0]
-        centred = samples - first  # exactly 0 where a unit is constant
-        mean = centred.mean(dim=0)
-        batch_mean = first.double() + mean.double()
-        centred -= mean
+        if not len(samples):
+            return
+        centred, batch_mean = _centred(samples.float())
+        if not batch_mean.isfinite().all():
+            centred, batch_mean = _centred(samples.float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
         batch_products = gram(centred.T).double()
         if self.count == 0:
             self.count, self.mean, self.products = len(samples), batch_mean, batch_products
@@ -56,6 +53,14 @@ class Moments:
         covariance = self.products / self.count
         deviation = covariance.diagonal().clamp_min(0).sqrt()
         return correlation(covariance, deviation, deviation).float()
+
+
+def _centred(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples less their mean, exactly 0 where a unit is constant, and the mean, float64."""
+    centred = samples - samples[0]
+    mean = centred.mean(dim=0)
+    centred -= mean
+    return centred, samples[0].double() + mean.double()
 
 
 def activation_moments(
