@@ -98,7 +98,8 @@ class Trace:
                 varying.add(node)
             elif node in readers:
                 own.add(node)
-        return frozenset(node for node in readers if node.op == "call_function")
+        # to take one of several outputs is to read nothing: the operation itself may have another that is used
+        return frozenset(x for x in readers if x.op == "call_function" and x.target is not operator.getitem)
 
 
 def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
