@@ -68,13 +68,14 @@ def _show_plan(plan: Plan) -> None:
 def quiet_prefect() -> None:
     """Leave the terminal to the progress bar and the table; Prefect's own log goes to its pages alone."""
     from prefect.logging.configuration import setup_logging
+    from prefect.logging.handlers import PrefectConsoleHandler
 
     setup_logging()
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
-        for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
+        for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs"):
             for handler in logging.getLogger(name).handlers:
-                if isinstance(handler, logging.StreamHandler):
-                    handler.setLevel(logging.CRITICAL)
+                if isinstance(handler, PrefectConsoleHandler):
+                    handler.addFilter(lambda _record: False)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
 from pathlib import Path
 
@@ -36,7 +34,6 @@ def main() -> int:
 
         plan = load_plan(options.params, options.set)
         quiet_prefect()
-        _silence_console()
         symmetry = load_symmetry(inspect_symmetry(plan))
     except InputError as error:
         print(error, file=sys.stderr)
@@ -54,16 +51,6 @@ def main() -> int:
         console.print(f"  {subject}: {note}", soft_wrap=True)
     console.print(f"  {options.output / 'symmetry.yaml'}  {options.output / 'symmetry.svg'}")
     return 0
-
-
-def _silence_console() -> None:
-    """Keep Prefect's log, with its tracebacks, from standing around the one sentence that says what is wrong."""
-    from prefect.logging.handlers import PrefectConsoleHandler
-
-    if "PREFECT_LOGGING_LEVEL" not in os.environ:
-        for handler in logging.getLogger().handlers:
-            if isinstance(handler, PrefectConsoleHandler):
-                handler.addFilter(lambda _record: False)
 
 
 if __name__ == "__main__":

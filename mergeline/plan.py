@@ -72,7 +72,9 @@ class Align(_Section):
     balance: float = Field(default=0.5, ge=0, le=1, description="share of weight space in the dual space")
     balance_search: BalanceSearch | None = Field(default=None, description="look for the balance instead")
     decay: float = Field(default=0.5, ge=0, le=1, description="zip: how much less alike merged units are to others")
-    budget: float = Field(default=1.0, ge=0, description="zip: share of the merges that may be within one model")
+    budget: float = Field(
+        default=1.0, ge=0, allow_inf_nan=False, description="zip: share of the merges that may be within one model"
+    )
     found_on: Literal["bases", "task_models"] = "bases"
     sweeps: int = Field(default=100, ge=1)
     seed: int = Field(default=0, ge=0)

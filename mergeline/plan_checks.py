@@ -118,12 +118,18 @@ def _align_faults(raw: dict[str, Any]) -> Iterator[str]:
         return
     if align.get("space", "dual") != "dual":
         yield f"align.balance_search: space {align['space']} has no balance; write space: dual, or leave the search out"
-    datasets, split = raw.get("datasets"), search.get("split", "calibration")
-    for i, task in enumerate(_entries(raw, "tasks")):
-        if isinstance(datasets, dict):
-            yield from _split_faults("align.balance_search", {**task, "split": split}, datasets, "calibration")
-        if task.get("split", "test") == split:
-            yield f"align.balance_search.split: tasks[{i}] is measured on '{split}'; search on other data"
+    balances = search.get("balances", [])
+    if isinstance(balances, list) and len(set(map(str, balances))) != len(balances):
+        yield "align.balance_search.balances: a balance is listed twice"
+    datasets, split, tasks = raw.get("datasets"), search.get("split", "calibration"), _entries(raw, "tasks")
+    if isinstance(datasets, dict):
+        place = "align.balance_search"
+        faults = (_split_faults(place, {**task, "split": split}, datasets, "calibration") for task in tasks)
+        yield from dict.fromkeys(fault for found in faults for fault in found)
+    measured = [f"tasks[{i}]" for i, task in enumerate(tasks) if task.get("split", "test") == split]
+    if measured:
+        listed = f"{measured[0]} is" if len(measured) == 1 else f"{', '.join(measured)} are"
+        yield f"align.balance_search.split: {listed} measured on '{split}'; search on other data"
 
 
 def _merge_faults(merge: Any, checkpoints: list[dict[str, Any]]) -> Iterator[str]:

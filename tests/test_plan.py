@@ -60,7 +60,7 @@ def test_overrides_reach_every_depth():
         ("align.balance_search={balances: []}", "align.balance_search.balances: "),
         (
             "align.balance_search={split: test}",
-            r"align.balance_search.split: tasks\[0\] is measured on 'test'; search on",
+            r"align.balance_search.split: tasks\[0\], .* are measured on 'test'; search on",
         ),
         (
             "align={space: weight, balance_search: {metric: mean}}",

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -114,27 +115,34 @@ class Alignment:
         for name in (PERMUTATIONS, SUMMARY, SYMMETRY):
             if not (folder / name).is_file():
                 raise InputError(f"{folder / name} is missing: this is not a saved alignment")
-        symmetry = Symmetry.from_yaml((folder / SYMMETRY).read_text())
-        summary = json.loads((folder / SUMMARY).read_text())
-        tensors = load_file(folder / PERMUTATIONS)
-        permutations = []
-        for model in range(summary["models"]):
-            families = {family: tensors[f"{model}/{family}"].long() for family in symmetry.families}
-            _check(families, symmetry, folder / PERMUTATIONS, model)
-            permutations.append(families)
-        return Alignment(
-            symmetry,
-            tuple(permutations),
-            summary["values"],
-            tuple(summary["history"]),
-            _load_zips(folder, symmetry, summary["widths"], summary["models"]),
-            summary["epsilon"],
-        )
+        try:
+            alignment = _read(folder)
+        except (KeyError, ValueError, SafetensorError) as fault:
+            if isinstance(fault, InputError):
+                raise
+            raise InputError(
+                f"{folder}: this is not an alignment as it was saved ({fault!r}); make it again"
+            ) from fault
+        for model, families in enumerate(alignment.permutations):
+            _check(families, alignment.symmetry, folder / PERMUTATIONS, model)
+        return alignment
 
 
 def identity_alignment(symmetry: Symmetry, models: int) -> Alignment:
     """The alignment that leaves every model as it is."""
     return Alignment(symmetry, tuple(symmetry.identity() for _ in range(models)))
+
+
+def _read(folder: Path) -> Alignment:
+    symmetry = Symmetry.from_yaml((folder / SYMMETRY).read_text())
+    summary = json.loads((folder / SUMMARY).read_text())
+    tensors = load_file(folder / PERMUTATIONS)
+    permutations = tuple(
+        {family: tensors[f"{model}/{family}"].long() for family in symmetry.families}
+        for model in range(summary["models"])
+    )
+    zips = _load_zips(folder, symmetry, summary["widths"], summary["models"])
+    return Alignment(symmetry, permutations, summary["values"], tuple(summary["history"]), zips, summary["epsilon"])
 
 
 def _inverse_families(symmetry: Symmetry, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -165,7 +173,10 @@ def _load_zips(folder: Path, symmetry: Symmetry, widths: Mapping[str, int], mode
         return {}
     if not (folder / ZIPS).is_file():
         raise InputError(f"{folder / ZIPS} is missing: the alignment merges units")
-    zips = {family: Zip(assign.long(), widths[family]) for family, assign in load_file(folder / ZIPS).items()}
+    stored = load_file(folder / ZIPS)
+    if set(stored) != set(widths):
+        raise InputError(f"{folder / ZIPS}: holds {sorted(stored)}, but {SUMMARY} tells of {sorted(widths)}")
+    zips = {family: Zip(assign.long(), widths[family]) for family, assign in stored.items()}
     for family, zipped in zips.items():
         shape = (models, *symmetry.identity()[family].shape)
         if zipped.assign.shape != shape or zipped.assign.min() < 0 or zipped.assign.max() >= zipped.width:
@@ -174,7 +185,7 @@ def _load_zips(folder: Path, symmetry: Symmetry, widths: Mapping[str, int], mode
 
 
 def _check(families: Mapping[str, Tensor], symmetry: Symmetry, path: Path, model: int) -> None:
+    identity = symmetry.identity()
     for name, permutation in families.items():
-        expected = torch.arange(symmetry.sizes[name]).expand_as(permutation)
-        if permutation.shape[-1] != symmetry.sizes[name] or not torch.equal(permutation.sort(dim=-1).values, expected):
+        if not torch.equal(permutation.sort(dim=-1).values, identity[name]):
             raise InputError(f"{path}: '{model}/{name}' is not a permutation of {symmetry.sizes[name]} units")

@@ -44,13 +44,13 @@ class AlignedReader(Reader):
         return self._reader.dtype(name)
 
     def read(self, name: str) -> Tensor:
-        """The tensor in the reference's unit order: an exact gather; with zip, sums in float32."""
+        """The tensor in the reference's unit order: an exact gather; with zip, float32 sums, to be rounded once."""
         tensor = self._reader.read(name)
         if name not in self._layouts:
             return tensor
         layout, alignment = self._layouts[name], self._alignment
         moved = permute_tensor(tensor, layout, alignment.symmetry, alignment.permutations[self._model])
-        return alignment.fold(moved, layout, self._model).to(tensor.dtype) if alignment.zips else moved
+        return alignment.fold(moved, layout, self._model) if alignment.zips else moved
 
 
 def apply_alignment(state_dict: Mapping[str, Tensor], alignment: Alignment, model_index: int) -> dict[str, Tensor]:
@@ -58,7 +58,8 @@ def apply_alignment(state_dict: Mapping[str, Tensor], alignment: Alignment, mode
 
     With zip it is the model's part of the merged model, times the number of models: the mean of all is the merge.
     """
-    return dict(AlignedReader(open_checkpoint(state_dict), alignment, model_index))
+    view = AlignedReader(open_checkpoint(state_dict), alignment, model_index)
+    return {name: tensor.to(view.dtype(name)) for name, tensor in view.items()}
 
 
 def merge_aligned(state_dicts: Sequence[Mapping[str, Tensor]], alignment: Alignment) -> dict[str, Tensor]:

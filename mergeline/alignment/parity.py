@@ -11,16 +11,17 @@ from dataclasses import replace
 from torch import nn
 
 from mergeline.symmetry.layout import Blocks, Fixed, Layout, Segments, Units, families_of
+from mergeline.symmetry.permute import outer_dims
 from mergeline.symmetry.symmetry import Symmetry
 
 Path = tuple[str, ...]
 
 
 def untied(symmetry: Symmetry) -> Symmetry:
-    """The symmetry with outer families of its own for every group whose units lie along one axis of each tensor.
+    """The symmetry with an outer family of its own for every group of inner units in outer ones, such as heads.
 
-    Groups keep their names. Where units of several groups alternate inside an outer unit they cannot be taken apart:
-    these stay as they are.
+    Groups keep their names. What the authors have no specification for stays as it is: groups whose units alternate
+    inside an outer unit, lie over several axes (grouped convolutions) or over three families (grouped queries).
     """
     layouts = [dim for parameter in symmetry.parameters.values() for dim in parameter.dims]
     alternating = {path for layout in layouts for path in _alternating(layout)}
@@ -28,8 +29,8 @@ def untied(symmetry: Symmetry) -> Symmetry:
     outer: dict[Path, dict[str, str]] = {}
     for group in symmetry.groups.values():
         path = group.structure
-        along_one_axis = all(len({dim for dim, _ in axis.span.places}) == 1 for axis in group.axes)
-        if len(path) > 1 and along_one_axis and path not in alternating:
+        alone = used.count(path[-1]) == 1 and not any(_has_linked_axes(symmetry, axis.param) for axis in group.axes)
+        if len(path) == 2 and alone and path not in alternating:
             outer[path] = {name: f"{name}.{path[-1]}" for name in path[:-1] if used.count(name) > 1}
     return _with_families(symmetry, outer)
 
@@ -42,6 +43,11 @@ def whole_families(module: nn.Module, symmetry: Symmetry) -> frozenset[str]:
         if isinstance(child, nn.GroupNorm) and child.num_groups == child.num_channels and layout is not None:
             families.update(families_of(layout.dims[0]))
     return frozenset(families)
+
+
+def _has_linked_axes(symmetry: Symmetry, name: str) -> bool:
+    layout = symmetry.parameters[name]
+    return any(outer_dims(layout, symmetry, dim) for dim in range(len(layout.dims)))
 
 
 def _with_families(symmetry: Symmetry, outer: Mapping[Path, Mapping[str, str]]) -> Symmetry:

@@ -79,7 +79,11 @@ class Search:
         self._numbers = count(1)
 
     def match(self, number: int, similarity: Similarity) -> bool:
-        """Match a linked set by the similarity of its groups' units; says whether any unit moved."""
+        """Match a linked set by the similarity of its groups' units; says whether any unit moved.
+
+        A set may be its own neighbour (a square matrix on a stream): what counts is where its units were before.
+        """
+        marks = self._marks(number)
         found = {group.name: similarity(group.name) for group in self.sets[number]}
         tables = {name: table for name, table in found.items() if table is not None}
         groups = [group for group in self.sets[number] if group.name in tables]
@@ -88,7 +92,7 @@ class Search:
             moved |= self._permute(groups, tables)
         if self.matcher.method == "zip":
             moved |= self._zip(groups, tables)
-        self.state.seen[number] = self._marks(number)
+        self.state.seen[number] = marks
         return bool(moved)
 
     def is_settled(self, number: int) -> bool:

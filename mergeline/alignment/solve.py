@@ -25,6 +25,9 @@ Space = Literal["dual", "weight", "activation"]
 FAILURES_ALLOWED = 5
 """Sweeps without a better objective before the search ends (as in the paper's program)."""
 
+DECIMALS = 6
+"""Of similarities that are told: further ones depend on the number of threads."""
+
 
 class Sweep(NamedTuple):
     """What a sweep reached: its number (0 first) and the mean matched similarity over the groups."""
@@ -59,9 +62,12 @@ def align(
     and written the other way round in weight similarity, and merged weights smaller by 5e-6.
     Raises InputError for options that do not fit together.
     """
+    matcher, activations = Matcher(method, reduce, decay, budget), None
+    _check_options(symmetry, space, matcher, balance, parity)
+    if not modules:
+        raise InputError("align: there are no models")
     if space != "weight" and batches is None:
         raise InputError(f"align in {space} space needs calibration inputs: give `batches`")
-    matcher, activations = Matcher(method, reduce, decay, budget), None
     if batches is not None and space != "weight":
         consumers: Consumers = "last value" if parity else "last"
         activations = activation_similarity(modules, symmetry, batches, consumers=consumers)
@@ -103,7 +109,9 @@ def solve(
     """
     matcher = matcher or Matcher()
     _check_names(readers)
-    _check_options(symmetry, space, matcher, balance, activations)
+    _check_options(symmetry, space, matcher, balance, parity)
+    _check_similarities(symmetry, space, activations, weights)
+    orders = _orders(symmetry, sweeps, seed, order)
     search = Search(symmetry, len(readers), matcher)
     evidence = _Evidence(
         search, WeightRows(readers, symmetry), space, balance, activations or {}, weights or {}, parity
@@ -114,16 +122,18 @@ def solve(
             search.match(number, evidence.in_activation_space)
         search.state.seen.clear()
     if space != "activation" and search.sets:
-        history = _sweep(search, evidence, _orders(symmetry, sweeps, seed, order), on_sweep)
+        history = _sweep(search, evidence, orders, on_sweep)
     state = search.state
     epsilon = EPSILON if parity and matcher.method == "zip" else 0.0
-    return Alignment(symmetry, state.permutations, state.values, tuple(history), state.zips, epsilon)
+    values = {group: round(value, DECIMALS) for group, value in state.values.items()}
+    rounded = tuple(round(objective, DECIMALS) for objective in history)
+    return Alignment(symmetry, state.permutations, values, rounded, state.zips, epsilon)
 
 
 def _sweep(
     search: Search,
     evidence: _Evidence,
-    orders: Iterator[Sequence[str]],
+    orders: Iterable[Sequence[str]],
     on_sweep: Callable[[Sweep], None] | None,
 ) -> list[float]:
     """Sweep over the groups, each matched against the current place of its neighbours and replaced at once.
@@ -176,9 +186,11 @@ class _Evidence:
 
     def __call__(self, group: str) -> Tensor:
         """Balanced similarity of a group: all rows to zip, those of model 0 to permute."""
-        weights = self._in_weight_space(group)
+        similarity = self._in_weight_space(group)
         activations = self.in_activation_space(group) if self.balance < 1 else None
-        return weights if activations is None else self.balance * weights + (1 - self.balance) * activations
+        if activations is not None:
+            similarity = self.balance * similarity + (1 - self.balance) * activations
+        return similarity
 
     def in_activation_space(self, group: str) -> Tensor | None:
         """Similarity of activations; none for groups that never show in them (tables of positions)."""
@@ -206,15 +218,19 @@ class _Evidence:
 
 def _orders(
     symmetry: Symmetry, sweeps: int, seed: int, order: Sequence[Sequence[str]] | None
-) -> Iterator[Sequence[str]]:
-    """The group names of each sweep: as given, or shuffled from the seed."""
-    if order is not None:
-        for names in order[:sweeps]:
-            if sorted(names) != sorted(symmetry.groups):
-                raise InputError(f"order: a sweep must name every group once: {', '.join(symmetry.groups)}")
-            yield names
-        return
-    names = list(symmetry.groups)
+) -> Iterable[Sequence[str]]:
+    """The group names of each sweep: as given, or shuffled from the seed. Raises InputError where one is missing."""
+    if sweeps < 1 or (order is not None and not order):
+        raise InputError("align: there must be at least one sweep")
+    if order is None:
+        return _shuffled(list(symmetry.groups), sweeps, seed)
+    for names in order:
+        if sorted(names) != sorted(symmetry.groups):
+            raise InputError(f"order: a sweep must name every group once: {', '.join(symmetry.groups)}")
+    return order[:sweeps]
+
+
+def _shuffled(names: Sequence[str], sweeps: int, seed: int) -> Iterator[Sequence[str]]:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(sweeps):
         yield [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
@@ -232,17 +248,30 @@ def _check_names(readers: Sequence[Reader]) -> None:
             )
 
 
-def _check_options(
-    symmetry: Symmetry, space: str, matcher: Matcher, balance: float, activations: Mapping[str, Tensor] | None
-) -> None:
+def _check_options(symmetry: Symmetry, space: str, matcher: Matcher, balance: float, parity: str | None) -> None:
     if space not in ("dual", "weight", "activation"):
         raise InputError(f"align.space: '{space}' is not known; use dual, weight or activation")
     if matcher.method not in ("permute", "zip"):
         raise InputError(f"align.method: '{matcher.method}' is not known; use permute or zip")
+    if parity not in (None, "authors"):
+        raise InputError(f"align.parity: {parity!r} is not known; use 'authors', or None")
     check_zip_options(matcher.reduce, matcher.decay, matcher.budget)
-    if not 0 <= balance <= 1:
+    if not isinstance(balance, int | float) or not 0 <= balance <= 1:
         raise InputError(f"align.balance: {balance} is not between 0 (activations only) and 1 (weights only)")
-    if space != "weight":
-        missing = sorted({site.group for site in symmetry.sites} - set(activations or {}))
-        if missing or not activations:
-            raise InputError(f"activation similarity is missing for the groups {', '.join(missing)}")
+
+
+def _check_similarities(
+    symmetry: Symmetry,
+    space: str,
+    activations: Mapping[str, Tensor] | None,
+    weights: Mapping[str, Tensor] | None,
+) -> None:
+    missing = sorted({site.group for site in symmetry.sites} - set(activations or {}))
+    if space != "weight" and (missing or not activations):
+        raise InputError(f"activation similarity is missing for the groups {', '.join(missing)}")
+    missing = sorted(set(symmetry.groups) - set(weights)) if weights else []
+    if missing:
+        raise InputError(f"weight similarity is missing for the groups {', '.join(missing)}")
+    for name, table in [*(activations or {}).items(), *(weights or {}).items()]:
+        if not torch.isfinite(table).all():
+            raise InputError(f"similarity of the group '{name}' holds NaN or Inf; check the models and the data")

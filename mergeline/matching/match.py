@@ -44,10 +44,11 @@ def match_units(
     together (attention heads, normalisation groups): units are assigned inside every pair of blocks, then blocks by
     the mean similarity of their units; zip then works inside each set of blocks.
     reduce: share of all units that zip merges away (1 - 1/n keeps the width of one model). decay: a merged unit is as
-    alike to others as the less alike of its two, times this. budget: share of the merges that may be within models.
+    alike to others as the less alike of its two, times this (so of three equal models, the third is less alike to a
+    merged pair). budget: share of the merges that may be within models; each model has one in any case.
     Raises InputError for shapes or options that do not fit or values that are not finite.
     """
-    units = _units(similarity, models, groups)
+    units, similarity = _units(similarity, models, groups), similarity.detach()
     blocks = [similarity[:units, m * units : (m + 1) * units].double().cpu() for m in range(models)]
     orders = [torch.arange(units), *(assign_blocks(block, groups) for block in blocks[1:])]
     if method == "permute":
@@ -76,6 +77,8 @@ def zip_models(similarity: Tensor, models: int, *, reduce: float | None, decay: 
     """Zip units that need not stay together, [n * units, n * units], without a check of the input."""
     total = len(similarity)
     width = kept_units(total, 1 - 1 / models if reduce is None else reduce)
+    if width < 1:
+        raise InputError(f"zip: reduce is {reduce}, which leaves none of {total} units; lower it")
     origin = np.repeat(np.arange(models), total // models)
     budgets = np.full(models, merges_within(total, width, models, budget))
     zipped = zip_units(similarity.double().numpy(), origin, width, decay, budgets)
@@ -89,8 +92,8 @@ def check_zip_options(reduce: float | None, decay: float, budget: float) -> None
         raise InputError(f"zip: reduce is {reduce}; it is a share of the units, at least 0 and below 1")
     if not 0 <= decay <= 1:
         raise InputError(f"zip: decay is {decay}; it must be between 0 and 1")
-    if not budget >= 0:
-        raise InputError(f"zip: budget is {budget}; it cannot be negative")
+    if not 0 <= budget < float("inf"):
+        raise InputError(f"zip: budget is {budget}; it must be a number that is not negative")
 
 
 def _units(similarity: Tensor, models: int, groups: int) -> int:

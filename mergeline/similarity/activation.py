@@ -74,6 +74,8 @@ def activation_moments(
     observed several times adds each as more samples.
     Returns {group: Moments over [n * units]}. Raises InputError where the modules do not fit the symmetry.
     """
+    if not modules:
+        raise InputError("activation similarity: there are no models")
     moments: dict[str, Moments] = defaultdict(Moments)
     tap = Tap(modules[0], symmetry, choose_sites(symmetry, consumers))
     states = [module.state_dict() for module in modules]
@@ -86,6 +88,8 @@ def activation_moments(
         for site in tap.sites:
             # units first, as images come: laid out the other way, this copy takes several times as long
             moments[site.group].update(torch.cat([samples[site].T for samples in observed]).T)
+    if tap.sites and not any(entry.count for entry in moments.values()):
+        raise InputError("activation similarity: no samples were collected; give at least one calibration batch")
     return dict(moments)
 
 
@@ -106,7 +110,13 @@ def correlations(moments: Mapping[str, Moments], models: int) -> dict[str, Tenso
                 "well; give more calibration data",
                 stacklevel=2,
             )
-    return {name: entry.correlation() for name, entry in moments.items()}
+    similarity = {name: entry.correlation() for name, entry in moments.items()}
+    for name, table in similarity.items():
+        if not table.isfinite().all():
+            raise InputError(
+                f"activation similarity of '{name}' holds NaN or Inf: activations are too large for float32"
+            )
+    return similarity
 
 
 def stack_moments(moments: Mapping[str, Moments]) -> dict[str, Tensor]:

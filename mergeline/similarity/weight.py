@@ -34,23 +34,34 @@ class WeightRows:
     """
 
     def __init__(self, readers: Sequence[Reader], symmetry: Symmetry) -> None:
-        """Raises InputError where a reader does not have the tensors of the symmetry."""
+        """Raises InputError where there are no readers, or one does not have the tensors of the symmetry."""
+        if not readers:
+            raise InputError("weight similarity: there are no models")
         for reader in readers:
             shapes = {name: reader.shape(name) for name in reader.names()}
             symmetry.check_shapes(reader.source, shapes, units_only=True)
         self.readers = tuple(readers)
         self.symmetry = symmetry
+        self._finite: set[tuple[int, str]] = set()
         self._references: dict[str, Rows] = {}
         self._deviations: dict[tuple[int, str], Tensor] = {}
 
     def rows(self, model: int, group: str, permutations: Permutations, fold: Fold | None = None) -> Tensor:
         """All weights of each unit of a group as one row, float32 [units, weights], in the model's own order."""
         blocks = [
-            self._block(self.readers[model].read(axis.param).float(), axis, group, permutations, fold, model)
+            self._block(self._read(model, axis.param), axis, group, permutations, fold, model)
             for axis in weight_axes(self.symmetry, group)
             if self._is_shared(axis.param)
         ]
         return torch.cat(blocks, dim=1)
+
+    def _read(self, model: int, name: str) -> Tensor:
+        """A tensor as float32. Raises InputError where it holds NaN or Inf."""
+        tensor = self.readers[model].read(name).float()
+        if (model, name) not in self._finite and not tensor.isfinite().all():
+            raise InputError(f"{self.readers[model].source}: tensor '{name}' holds NaN or Inf")
+        self._finite.add((model, name))
+        return tensor
 
     def _is_shared(self, name: str) -> bool:
         """Whether a tensor has the same shape in all models; heads of unlike tasks cannot be compared."""
@@ -82,7 +93,8 @@ class WeightRows:
         """
         if group not in self._references:
             self._references[group] = Rows.of(self.rows(0, group, permutations[0]))
-        reference, blocks = self._references[group], []
+        reference = self._references[group]
+        blocks = [reference.centred.new_empty(len(reference.centred), 0)]
         for model in range(1, len(self.readers)):
             rows = self.rows(model, group, permutations[model])
             if (model, group) not in self._deviations:

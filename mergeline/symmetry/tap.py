@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ def choose_sites(symmetry: Symmetry, consumers: Consumers = "last") -> tuple[Sit
     A reader may read the units in two values (queries and keys): both are chosen, or the `last value` of them. Groups
     that no operation reads are observed where they are made. Groups that never show are left out.
     """
+    if consumers not in get_args(Consumers):
+        raise InputError(f"consumers: '{consumers}' is not known; use {', '.join(get_args(Consumers))}")
     chosen: list[Site] = []
     for group in symmetry.groups:
         sites = [site for site in symmetry.sites if site.group == group]

@@ -120,7 +120,7 @@ def test_balance_goes_from_activations_alone_to_weights_alone(batches):
 def test_the_objective_of_the_result_is_the_best_of_all_sweeps(batches):
     models = [network(0), network(1)]
     alignment = align(models, symmetry_of(models[0]), batches=batches)
-    assert alignment.value == max(alignment.history)
+    assert alignment.value == pytest.approx(max(alignment.history), abs=2e-6)  # both are told with six digits
     assert len(alignment.history) < 100
 
 

@@ -7,9 +7,7 @@ LOUD = """
 import logging
 import tasks
 from flows.command_line import quiet_prefect
-from flows.inspect_symmetry import _silence_console
 quiet_prefect()
-_silence_console()
 for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(name).error("a traceback")
 """
