@@ -76,10 +76,18 @@ class Fold:
             if dim not in zipped or dim == keep:
                 continue
             length = width(layout.dims[dim], self.sizes)
-            folded = _sum(folded, dim, index.to(folded.device), length)
-            if (layout.roles[dim] == CONSUMER) == self.swap:
-                folded *= self._share(layout, dim, length).to(folded.device)
+            folded = add_up(folded, dim, index.to(folded.device), length)
+            if self.is_shared(layout.roles[dim]):
+                folded *= self._shares(layout, dim, length).to(folded.device)
         return folded
+
+    def is_shared(self, role: str) -> bool:
+        """Whether merged units get the mean over their units on an axis of this role, not the sum."""
+        return (role == CONSUMER) == self.swap
+
+    def share(self, units: Tensor) -> Tensor:
+        """What a model's sum over the units in a merged one counts, given how many there are in all models."""
+        return self.models / (units.float() + self.epsilon)
 
     def _indices(self, layout: ParameterLayout, model: int) -> list[tuple[int, Tensor]]:
         return list(axis_indices(layout, self.symmetry, self.maps[model], self.sizes))
@@ -93,18 +101,18 @@ class Fold:
             for model in range(self.models)
         ]
 
-    def _share(self, layout: ParameterLayout, dim: int, length: int) -> Tensor:
-        """Number of models by number of units in each merged unit, as a tensor that fits the folded one."""
+    def _shares(self, layout: ParameterLayout, dim: int, length: int) -> Tensor:
+        """The share of each merged unit, as a tensor that fits the folded one."""
         count = torch.zeros(())
         for model in range(self.models):
             index = dict(self._indices(layout, model))[dim]
             if index.ndim == 1:
                 index = index.reshape([-1 if j == dim else 1 for j in range(len(layout.dims))])
-            count = count + _sum(torch.ones(index.shape), dim, index, length)
-        return self.models / (count + self.epsilon)
+            count = count + add_up(torch.ones(index.shape), dim, index, length)
+        return self.share(count)
 
 
-def _sum(tensor: Tensor, dim: int, index: Tensor, length: int) -> Tensor:
+def add_up(tensor: Tensor, dim: int, index: Tensor, length: int) -> Tensor:
     """Slices along an axis added up at new places."""
     shape = list(tensor.shape)
     shape[dim] = length

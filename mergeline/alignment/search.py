@@ -173,6 +173,8 @@ class Search:
     def _inside(self, group: UnitGroup, table: Tensor, over: Sequence[str]) -> Tensor:
         """Similarity of inner units in each set of outer units, [sets, n * inner units, n * inner units]."""
         path, sizes = group.structure, [extent(name, self.symmetry.sizes) for name in group.structure]
+        if len(path) == 1:
+            return table[None]
         sets, inner = [path.index(name) for name in over], len(path) - 1
         shared = [place for place in range(inner) if place not in sets]
         shape = [math.prod(sizes[place] for place in places) for places in (sets, shared)]

@@ -18,6 +18,7 @@ from mergeline.errors import InputError, nearest
 from mergeline.matching.match import Method, check_zip_options
 from mergeline.similarity.activation import activation_similarity
 from mergeline.similarity.weight import WeightRows
+from mergeline.similarity.zipped import ZippedRows
 from mergeline.symmetry.symmetry import Symmetry
 from mergeline.symmetry.tap import Consumers
 
@@ -178,6 +179,7 @@ class _Evidence:
     ) -> None:
         self.search = search
         self.rows = rows
+        self.zipped = ZippedRows(rows)
         self.balance = 1.0 if space == "weight" else balance
         self.activations = activations
         self.weights = weights
@@ -213,7 +215,7 @@ class _Evidence:
             epsilon=EPSILON if self.parity else 0.0,
             swap=self.parity is not None,
         )
-        return self.rows.full(group, state.permutations, fold)
+        return self.zipped.similarity(group, state.permutations, fold)
 
 
 def _orders(

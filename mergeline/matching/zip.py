@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +45,18 @@ def zip_units(similarity: Similarity, origin: Indices, width: int, decay: float,
     Every row keeps its maximum, so a merge costs O(N) instead of O(N^2).
     """
     search = _Search(similarity, origin, budgets)
-    values = [search.merge(decay) for _ in range(len(similarity) - width)]
-    roots = np.unique(search.joined)
-    return Zipped(np.searchsorted(roots, search.joined), width, np.array(values))
+    merges = [search.merge(decay) for _ in range(len(similarity) - width)]
+    joined = np.arange(len(similarity))
+    for merge in reversed(merges):  # what a merged unit joined later is known already
+        joined[merge.second] = joined[merge.first]
+    roots = np.unique(joined)
+    return Zipped(np.searchsorted(roots, joined), width, np.array([merge.similarity for merge in merges]))
+
+
+class _Merge(NamedTuple):
+    first: int
+    second: int
+    similarity: float
 
 
 class _Search:
@@ -57,12 +67,12 @@ class _Search:
         np.fill_diagonal(self.similarity, -np.inf)
         self.origin = origin.copy()
         self.budgets = budgets.copy()
-        self.joined = np.arange(len(similarity))
         self.place = self.similarity.argmax(axis=1)
         self.largest = self.similarity.max(axis=1)
+        self.gone = 0
 
-    def merge(self, decay: float) -> float:
-        """Merge the most alike pair; returns how alike it was."""
+    def merge(self, decay: float) -> _Merge:
+        """Merge the most alike pair."""
         first = int(self.largest.argmax())
         second = int(self.place[first])  # symmetric: the first largest entry lies above the diagonal
         value = float(self.largest[first])
@@ -71,13 +81,12 @@ class _Search:
                 "zip: the budgets of merges within a model end before enough units are merged; raise the budget, or "
                 "lower reduce"
             )
-        self.joined[self.joined == second] = first
         self._replace(first, second, decay)
         within = self.origin[first] == self.origin[second]
         self.origin[second] = -1
         if within:
             self._spend(int(self.origin[first]))
-        return value
+        return _Merge(first, second, value)
 
     def _replace(self, first: int, second: int, decay: float) -> None:
         """Put the merged unit in the place of the first, and nothing in the place of the second."""
@@ -91,14 +100,15 @@ class _Search:
         similarity[first] = similarity[:, first] = changed
         similarity[:, second] = -np.inf
         largest[second], place[second] = -np.inf, -1
-        lost = (place == first) | (place == second)
-        lost[first] = True
-        rows = np.flatnonzero((changed >= largest) & (changed > -np.inf))
-        if len(rows):
+        self.gone += 1
+        lost = (place == first) | (place == second)  # the first, too: its place was the second
+        # only then has the merged unit become the most alike to another (what is gone, -inf, always counts here)
+        if np.count_nonzero(changed >= largest) > self.gone:
+            rows = ((changed >= largest) & (changed > -np.inf)).nonzero()[0]
             rows = rows[(changed[rows] > largest[rows]) | (first <= place[rows])]
             largest[rows], place[rows] = changed[rows], first
             lost[rows] = False
-        self._search_rows(np.flatnonzero(lost))
+        self._search_rows(lost.nonzero()[0])
 
     def _spend(self, model: int) -> None:
         """One merge within a model less; after the last, its units may not merge with each other."""
@@ -109,5 +119,6 @@ class _Search:
             self._search_rows(units)
 
     def _search_rows(self, rows: Indices) -> None:
-        self.place[rows] = self.similarity[rows].argmax(axis=1)
-        self.largest[rows] = self.similarity[rows, self.place[rows]]
+        searched = self.similarity[rows]
+        self.place[rows] = searched.argmax(axis=1)
+        self.largest[rows] = searched.max(axis=1)

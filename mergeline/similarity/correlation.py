@@ -15,12 +15,17 @@ def correlation(covariance: Tensor, deviation_rows: Tensor, deviation_columns: T
     return covariance / scale.clamp_min(SMALLEST_SCALE)
 
 
-def gram(rows: Tensor, parts: int = 4) -> Tensor:
-    """rows @ rows.T, [a, n] -> [a, a]; of what is equal on both sides of the diagonal, most is computed once."""
-    products = rows.new_empty(len(rows), len(rows))
+def gram(rows: Tensor) -> Tensor:
+    """rows @ rows.T, [a, n] -> [a, a]."""
+    products = rows.new_zeros(len(rows), len(rows))
+    add_products(products, rows)
+    return products
+
+
+def add_products(products: Tensor, rows: Tensor, scale: float = 1.0, parts: int = 4) -> None:
+    """products += scale * rows @ rows.T; of what is equal on both sides of the diagonal, most is computed once."""
     step = -(-len(rows) // parts)
     for start in range(0, len(rows), step):
         here, later = slice(start, start + step), slice(start + step, None)
-        products[here, start:] = rows[here] @ rows[start:].T
+        products[here, start:].addmm_(rows[here], rows[start:].T, alpha=scale)
         products[later, here] = products[here, later].T
-    return products

@@ -49,13 +49,20 @@ class WeightRows:
     def rows(self, model: int, group: str, permutations: Permutations, fold: Fold | None = None) -> Tensor:
         """All weights of each unit of a group as one row, float32 [units, weights], in the model's own order."""
         blocks = [
-            self._block(self._read(model, axis.param), axis, group, permutations, fold, model)
-            for axis in weight_axes(self.symmetry, group)
-            if self._is_shared(axis.param)
+            self._block(self.read(model, axis.param), axis, group, permutations, fold, model)
+            for axis in self.axes(group)
         ]
         return torch.cat(blocks, dim=1)
 
-    def _read(self, model: int, name: str) -> Tensor:
+    def axes(self, group: str) -> list[Axis]:
+        """The axes whose weights are compared: not those of heads of unlike tasks, which differ in shape."""
+        return [
+            axis
+            for axis in weight_axes(self.symmetry, group)
+            if len({reader.shape(axis.param) for reader in self.readers}) == 1
+        ]
+
+    def read(self, model: int, name: str) -> Tensor:
         """A tensor as float32. Raises InputError where it holds NaN or Inf."""
         tensor = self.readers[model].read(name).float()
         if (model, name) not in self._finite and not tensor.isfinite().all():
@@ -63,22 +70,18 @@ class WeightRows:
         self._finite.add((model, name))
         return tensor
 
-    def _is_shared(self, name: str) -> bool:
-        """Whether a tensor has the same shape in all models; heads of unlike tasks cannot be compared."""
-        return len({reader.shape(name) for reader in self.readers}) == 1
-
     def _block(
         self, tensor: Tensor, axis: Axis, group: str, permutations: Permutations, fold: Fold | None, model: int
     ) -> Tensor:
         path, layout = self.symmetry.groups[group].structure, self.symmetry.parameters[axis.param]
-        dim = self._own_axis(layout, axis)
+        dim = self.own_axis(layout, axis)
         moved = permute_tensor(tensor, layout, self.symmetry, permutations, keep=dim)
         if fold is not None:
             moved = (fold if dim is not None else fold.without(path))(moved, layout, model, keep=dim)
         rows = units_first(moved, axis.span, self.symmetry.sizes)
         return rows if dim is not None else rows[group_index(path, self.symmetry, permutations).argsort()]
 
-    def _own_axis(self, layout: ParameterLayout, axis: Axis) -> int | None:
+    def own_axis(self, layout: ParameterLayout, axis: Axis) -> int | None:
         """The axis of the tensor that alone holds the units of a group; none where others have a say in it."""
         dims = {dim for dim, _ in axis.span.places}
         others = [j for j in range(len(layout.dims)) if j != axis.dim]
