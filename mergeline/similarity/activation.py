@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,14 +16,17 @@ from mergeline.errors import InputError
 from mergeline.similarity.correlation import correlation, gram
 from mergeline.symmetry.symmetry import Symmetry
 from mergeline.symmetry.tap import Consumers, Tap, choose_sites, model_inputs
+from mergeline.symmetry.units import units_apart
+
+FIRST_SAMPLES = 1024
+"""How many samples tell about where the mean of a unit is."""
 
 
 @dataclass
 class Moments:
     """Running mean [units] and sum of centred products [units, units], float64, over `count` samples.
 
-    Batches are centred before they are added (Chan et al. 1979), so a large mean costs no precision and a constant
-    unit has variance 0 exactly.
+    A large mean costs no precision, and a constant unit has variance 0 exactly.
     """
 
     count: int = 0
@@ -31,19 +35,34 @@ class Moments:
 
     def update(self, samples: Tensor) -> None:
         """Add samples [count, units]; NaN and Inf count as 0. Products are computed in float32, summed in float64."""
-        if not len(samples):
+        self.update_parts([samples.T], 1, Scratch())
+
+    def update_parts(self, parts: Sequence[Tensor], unit_dims: int, scratch: Scratch) -> None:
+        """Add the samples of all units, part by part: each [units in `unit_dims` dimensions..., samples...].
+
+        They are read once, into `scratch`, less a value close to their mean, so that a large mean costs no precision.
+        """
+        count = parts[0].numel() // math.prod(parts[0].shape[:unit_dims])
+        if not count:
             return
-        centred, batch_mean = _centred(samples.float())
-        if not batch_mean.isfinite().all():
-            centred, batch_mean = _centred(samples.float().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
-        batch_products = gram(centred.T).double()
+        shift = self.mean.float() if self.count else torch.cat([_first_mean(part, unit_dims) for part in parts])
+        centred = scratch.rows(len(shift), count, parts[0].stride(unit_dims - 1) != 1, parts[0].device)
+        _subtract(parts, unit_dims, shift, centred)
+        rest = centred.mean(dim=1)
+        if not rest.isfinite().all():
+            _subtract([part.float().nan_to_num(0.0, 0.0, 0.0) for part in parts], unit_dims, shift, centred)
+            rest = centred.mean(dim=1)
+        self._add(count, shift.double() + rest.double(), gram(centred).double().addr_(rest, rest, alpha=-count))
+
+    def _add(self, count: int, mean: Tensor, products: Tensor) -> None:
+        """Add the moments of other samples (Chan et al. 1979)."""
         if self.count == 0:
-            self.count, self.mean, self.products = len(samples), batch_mean, batch_products
+            self.count, self.mean, self.products = count, mean, products
             return
-        total = self.count + len(samples)
-        shift = batch_mean - self.mean
-        self.products += batch_products + torch.outer(shift, shift) * (self.count * len(samples) / total)
-        self.mean += shift * (len(samples) / total)
+        total = self.count + count
+        shift = mean - self.mean
+        self.products += products.addr_(shift, shift, alpha=self.count * count / total)
+        self.mean += shift * (count / total)
         self.count = total
 
     def correlation(self) -> Tensor:
@@ -55,12 +74,37 @@ class Moments:
         return correlation(covariance, deviation, deviation).float()
 
 
-def _centred(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples less their mean, exactly 0 where a unit is constant, and the mean, float64."""
-    centred = samples - samples[0]
-    mean = centred.mean(dim=0)
-    centred -= mean
-    return centred, samples[0].double() + mean.double()
+class Scratch:
+    """Memory for the samples of one group after the other: fresh memory takes several times as long to write."""
+
+    def __init__(self) -> None:
+        self._space = torch.empty(0)
+
+    def rows(self, units: int, samples: int, by_unit: bool, device: torch.device) -> Tensor:
+        """Uninitialised float32 [units, samples]; either lies close together in memory. The last one is lost."""
+        if self._space.numel() < units * samples or self._space.device != device:
+            self._space = torch.empty(units * samples, device=device)
+        space = self._space[: units * samples]
+        return space.view(units, samples) if by_unit else space.view(samples, units).T
+
+
+def _first_mean(part: Tensor, unit_dims: int) -> Tensor:
+    """About the mean of each unit, float32 [units], from its first samples; where all are equal, exactly that."""
+    several = max(1, FIRST_SAMPLES // math.prod(part.shape[unit_dims + 1 :]))
+    first = part.narrow(unit_dims, 0, min(several, part.shape[unit_dims]))
+    first = first.flatten(unit_dims).flatten(0, unit_dims - 1).float().nan_to_num(0.0, 0.0, 0.0)
+    return first[:, 0] + (first - first[:, :1]).mean(dim=1)
+
+
+def _subtract(parts: Sequence[Tensor], unit_dims: int, shift: Tensor, out: Tensor) -> None:
+    """The samples of all units less their shift, float32 [units, samples]."""
+    start = 0
+    for part in parts:
+        units, samples = part.shape[:unit_dims], part.shape[unit_dims:]
+        place = slice(start, start + math.prod(units))
+        own = shift[place].reshape(*units, *(1 for _ in samples))
+        torch.sub(part, own, out=out[place].unflatten(0, units).unflatten(unit_dims, samples))
+        start = place.stop
 
 
 def activation_moments(
@@ -78,16 +122,17 @@ def activation_moments(
         raise InputError("activation similarity: there are no models")
     moments: dict[str, Moments] = defaultdict(Moments)
     tap = Tap(modules[0], symmetry, choose_sites(symmetry, consumers))
-    states = [module.state_dict() for module in modules]
+    states, scratch = [module.state_dict() for module in modules], Scratch()
     for number, state in enumerate(states):
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         symmetry.check_shapes(f"model {number}", shapes, units_only=True)
     for batch in batches:
         inputs = model_inputs(batch)
-        observed = [tap.observe(state, inputs) for state in states]
+        observed = [tap.run(state, inputs) for state in states]
         for site in tap.sites:
-            # units first, as images come: laid out the other way, this copy takes several times as long
-            moments[site.group].update(torch.cat([samples[site].T for samples in observed]).T)
+            for span in tap.spans[site]:
+                parts = [units_apart(values[site.node], span, symmetry.sizes) for values in observed]
+                moments[site.group].update_parts(parts, len(span.path), scratch)
     if tap.sites and not any(entry.count for entry in moments.values()):
         raise InputError("activation similarity: no samples were collected; give at least one calibration batch")
     return dict(moments)

@@ -48,7 +48,7 @@ class Tap:
         """sites: by default, the last reader of each group."""
         self.symmetry = symmetry
         self.sites = choose_sites(symmetry) if sites is None else tuple(sites)
-        self._spans = {site: symmetry.site_spans(site) for site in self.sites}
+        self.spans = {site: symmetry.site_spans(site) for site in self.sites}
         self._module = module
         self._graph: GraphModule | None = None
         self._names: dict[str, list[str]] = {}  # tensors that the graph reads, and all their names
@@ -62,7 +62,7 @@ class Tap:
         values = self.run(state, inputs)
         sizes = self.symmetry.sizes
         parts = {
-            site: [samples_of(values[site.node], span, sizes) for span in spans] for site, spans in self._spans.items()
+            site: [samples_of(values[site.node], span, sizes) for span in spans] for site, spans in self.spans.items()
         }
         return {site: torch.cat(samples) if len(samples) > 1 else samples[0] for site, samples in parts.items()}
 

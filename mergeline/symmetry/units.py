@@ -105,6 +105,12 @@ def units_first(tensor: Tensor, span: Span, sizes: Mapping[str, int]) -> Tensor:
     return parts.permute(*units, *rest).reshape(math.prod(parts.shape[axis] for axis in units), -1)
 
 
+def units_apart(tensor: Tensor, span: Span, sizes: Mapping[str, int]) -> Tensor:
+    """The tensor with a dimension for each family of the path, then the others: a view of it where that is possible."""
+    parts, units, rest = _by_units(tensor, span, sizes)
+    return parts.permute(*units, *rest)
+
+
 def samples_of(tensor: Tensor, span: Span, sizes: Mapping[str, int]) -> Tensor:
     """All values of each unit as one column, [values per unit, units]."""
     parts, units, rest = _by_units(tensor, span, sizes)

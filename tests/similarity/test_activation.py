@@ -85,3 +85,13 @@ def test_models_that_do_not_fit_the_symmetry_are_named():
     model, wider = resnet(width=4, outputs=5), resnet(width=8, outputs=5)
     with pytest.raises(InputError, match=r"model 1: tensor 'conv1\.weight' has shape \[8, 1, 3, 3\]"):
         activation_similarity([model, wider], symmetry_of(model), [torch.randn(2, 1, 8, 8)])
+
+
+def test_units_that_rarely_respond_cost_no_precision():
+    """Mostly 0 and sometimes large, the first sample among them: far from the mean as measured in deviations."""
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.zeros(20000, 2)
+    samples[::5000, 0] = samples[::4000, 1] = 1.0
+    samples += 1e-4 * torch.randn(samples.shape, generator=generator)
+    expected = torch.corrcoef(samples.T.double())
+    assert (moments(samples, [20000]).correlation().double() - expected).abs().max() < 1e-5
