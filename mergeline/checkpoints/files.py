@@ -1,7 +1,8 @@
 """Which files of a folder are its checkpoint: the weights, the shards of an index, and what goes along with them."""
 
+import hashlib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -98,17 +99,23 @@ def weight_map(index: Path) -> dict[str, str]:
     return places
 
 
-def checkpoint_files(folder: Path) -> list[str]:
-    """Names of the files of a local folder that make up its checkpoint: weights or index and shards, and companions.
+def checkpoint_files(path: Path) -> dict[str, Path]:
+    """The files that make up a local checkpoint, by name: of a folder, or of an index in it, weights and companions.
 
     InputError where there is none, or a shard is missing.
     """
-    names = [path.name for path in folder.iterdir() if path.is_file()]
-    chosen = choose_weights(names, str(folder))
+    folder = path if path.is_dir() else path.parent
+    names = [file.name for file in folder.iterdir() if file.is_file()]
+    chosen = choose_weights(names, str(folder)) if path.is_dir() else path.name
     shards = set(weight_map(folder / chosen).values()) if is_index(chosen) else set()
     if missing := sorted(shards - set(names)):
         raise InputError(f"{folder / chosen}: the shard {missing[0]} is missing; download it into {folder}")
-    return sorted({chosen, *shards, *companions(names)})
+    return {name: folder / name for name in sorted({chosen, *shards, *companions(names)})}
+
+
+def digest_of_files(digests: Mapping[str, str]) -> str:
+    """The digest of many files: that of their lines "sha256  name" in the order of names, as sha256sum prints them."""
+    return hashlib.sha256("".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()).hexdigest()
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -4,7 +4,6 @@ The files gather in `.<name>.part/` beside the destination, which gets its name 
 an interrupted attempt finished is kept where the source says that it is still the same, and what it began goes on.
 """
 
-import hashlib
 import re
 import shutil
 import threading
@@ -16,14 +15,14 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock
 
 from mergeline.checkpoints.atomic import sha256_of
-from mergeline.checkpoints.files import SUFFIXES, choose_weights, companions, is_index, weight_map
+from mergeline.checkpoints.files import SUFFIXES, choose_weights, companions, digest_of_files, is_index, weight_map
 from mergeline.checkpoints.formats import kind_of
 from mergeline.checkpoints.listing import OPTIONAL, Remote, list_folder, sibling
 from mergeline.checkpoints.sources import Progress, checked_pin, fetch
 from mergeline.checkpoints.transfer import TransientError, shown
 from mergeline.errors import InputError
 
-__all__ = ["TransientError", "digest_of_files", "fetch_checkpoint"]
+__all__ = ["TransientError", "fetch_checkpoint"]
 
 AT_ONCE = 4  # files of one checkpoint that travel together
 
@@ -39,8 +38,9 @@ def fetch_checkpoint(
     """Copy a checkpoint, of one file or of many, into the folder `destination`; returns the file in it, or the folder.
 
     uri: any file that `fetch` takes (one without a known suffix is recognised by its content), a local folder, a
-    file:// or fsspec folder, hf://org/repo[@revision][/folder], or the address of an index.json, whose shards lie beside
-    it. Of a folder come the weights that `open_checkpoint` chooses and what goes along with them (config, tokenizer).
+    file:// or fsspec folder, hf://org/repo[@revision][/folder], or the address of an index.json, whose shards lie
+    beside it. Of a folder come the weights that `open_checkpoint` chooses, and what goes along with them (config,
+    tokenizer).
     sha256: of the file, or of many what `digest_of_files` gives, which is that of the output of `sha256sum` on them.
     max_bytes: of all files together. progress: called with (bytes so far, bytes in all or None).
     Files of the hub are verified by the hub's own digests, and all taken from one commit. Errors as of `fetch`:
@@ -60,11 +60,6 @@ def fetch_checkpoint(
     return destination / single if single else destination
 
 
-def digest_of_files(digests: Mapping[str, str]) -> str:
-    """The digest of many files: that of their lines "sha256  name" in the order of names."""
-    return hashlib.sha256("".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()).hexdigest()
-
-
 def _gather(uri: str, gathering: "_Gathering", pin: str | None) -> str | None:
     """Bring all files of a checkpoint together; the name of the file if it is only one."""
     listing, index = list_folder(uri), None
@@ -72,7 +67,8 @@ def _gather(uri: str, gathering: "_Gathering", pin: str | None) -> str | None:
         name = _name_of(uri)
         known = name.endswith(SUFFIXES)
         gathering.fetch({name: Remote(uri, sha256=pin if known else None)})
-        name = gathering.rename(name, name if known or is_index(name) else f"model{kind_of(gathering.folder / name)}")
+        if not (known or is_index(name)):
+            name = gathering.rename(name, "model" + kind_of(gathering.folder / name, shown(uri)))
         if not is_index(name):
             gathering.verify(pin, uri)
             return name
@@ -117,15 +113,23 @@ class _Gathering:
         self._refuse_above(sum(size or 0 for size in self._totals.values()), next(iter(remotes.values()), None))
         with ThreadPoolExecutor(AT_ONCE) as pool:
             running = [pool.submit(self._fetch_one, name, remote, optional) for name, remote in remotes.items()]
-            done, _ = wait(running, return_when=FIRST_EXCEPTION)
+            try:
+                done, _ = wait(running, return_when=FIRST_EXCEPTION)
+            except BaseException:
+                self._give_up(pool)
+                raise
             if any(isinstance(future.exception(), InputError) for future in done):
-                self._stop.set()  # nothing of what is under way will be needed
-                pool.shutdown(cancel_futures=True)
+                self._give_up(pool)
         faults = [fault for future in running if not future.cancelled() and (fault := future.exception())]
         faults.sort(key=lambda fault: not isinstance(fault, InputError))
         faults = [fault for fault in faults if not isinstance(fault, _StoppedError)]
         if faults:
             raise faults[0]
+
+    def _give_up(self, pool: ThreadPoolExecutor) -> None:
+        """Nothing of what is under way will be needed."""
+        self._stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
 
     def rename(self, name: str, better: str) -> str:
         """Give a fetched file the name that its content deserves."""
@@ -168,8 +172,10 @@ class _Gathering:
                 keep=True,
             )
         except InputError:
+            self._refuse_above(sum(self._done.values()), remote)
             if not optional:
                 raise
+            self._totals.pop(name, None)
             return
         if optional and re.match(rb"\s*<(!doctype|html)", (self.folder / name).read_bytes()[:64], re.IGNORECASE):
             return  # a server that answers every question with a page

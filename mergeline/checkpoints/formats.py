@@ -183,10 +183,10 @@ def _refusal(error: Exception) -> str:
     )
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: Path, name: str) -> str:
     """The ending that a file of unknown name should have, by its content: a known suffix, or that of an index.
 
-    Raises InputError for what is no checkpoint.
+    name: what messages call it. Raises InputError for what is no checkpoint.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -201,7 +201,7 @@ def kind_of(path: Path) -> str:
             return INDEX if all(shard.endswith(".safetensors") for shard in shards) else ".bin.index.json"
         except InputError:
             pass
-    raise InputError(f"{path.name}: {disguise(path) or 'is neither safetensors nor written by torch.save; check it'}")
+    raise InputError(f"{name}: {disguise(path) or 'is neither safetensors nor written by torch.save; check it'}")
 
 
 def disguise(path: Path) -> str | None:

@@ -72,7 +72,7 @@ def _list_local(path: Path, name: str) -> Listing | None:
 
 
 def _list_hub(uri: str) -> Listing | None:
-    if uri.endswith(SUFFIXES):
+    if uri.endswith(SUFFIXES) and uri.count("/") > 3:
         return None
     chosen = posixpath.basename(uri) if is_index(uri) else None
     folder = parse_hub_folder(uri.removesuffix(chosen or ""))
