@@ -1,8 +1,8 @@
 """Adapters in the layout of PEFT: LoRA and (IA)3, merged as they are, without the model that they adapt.
 
 A merge takes every tensor of the adapters by itself, as PEFT's own `linear`, `ties` and `dare` combinations do: the
-product B·A of averaged LoRA factors is not the average of the products. Adapters that scale it differently (rank,
-alpha) are refused.
+product B·A of averaged LoRA factors is not the average of the products, but equal adapters merge to themselves, and
+the result is an adapter of the same rank. Adapters that scale their product differently (rank, alpha) are refused.
 """
 
 import re
@@ -24,6 +24,7 @@ PREFIX = "base_model.model."
 SCALES = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out")
 NATURAL_START = {"*.lora_A.*": 0.0, "*.lora_B.*": 0.0, "*.lora_embedding_[AB]*": 0.0, "*.ia3_l*": 1.0}
 UNSET: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}  # older PEFT did not write every field; else False
+HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")  # B·A begins at 0 (False: for tests of PEFT)
 PART = re.compile(r"\.(lora_|ia3_).*$")
 
 
@@ -112,11 +113,18 @@ class InitialAdapterReader(ReaderView):
     """What an adapter is before training changes its model: the base of task vectors of adapters.
 
     LoRA: zeros, for factors of zero change nothing (A starts at random, but B at zero). (IA)3: vectors of ones.
-    Raises InputError for tensors whose start is not known without the model: DoRA magnitudes, trained modules.
+    Raises InputError for tensors whose start is not known without the model: DoRA magnitudes, trained modules, factors
+    that were drawn from the model's own weights (PiSSA, OLoRA, ...).
     """
 
     def __init__(self, adapter: Reader) -> None:
         super().__init__(adapter)
+        drawn = adapter.config.get("init_lora_weights") if isinstance(adapter, AdapterReader) else None
+        if drawn not in HARMLESS_STARTS:
+            raise InputError(
+                f"{adapter.source}: {ADAPTER_CONFIG}: init_lora_weights is {drawn!r}, a start that only its base model "
+                "knows; merge with method: average, or give the adapter before training as base"
+            )
         self.source = f"start of {adapter.source}"
         self._start = {name: self._start_of(name) for name in adapter.names()}
 

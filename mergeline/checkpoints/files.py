@@ -75,6 +75,12 @@ def choose_weights(names: Collection[str], folder: str) -> str:
     )
 
 
+def output_name(source: Path) -> str:
+    """What the merge of checkpoints like `source`, a file or a folder, is to be called for others to find it."""
+    names = [path.name for path in source.iterdir()] if source.is_dir() else [source.name]
+    return ADAPTER_WEIGHTS[0] if set(ADAPTER_WEIGHTS) & set(names) else "model.safetensors"
+
+
 def companions(names: Iterable[str]) -> list[str]:
     """Those of the names that go along with weights, sorted."""
     return sorted(name for name in names if _matches(name, COMPANIONS))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import mergeline as ml
 from mergeline.checkpoints.adapters import AdapterReader, InitialAdapterReader, refuse_unlike_adapters
+from mergeline.checkpoints.files import output_name
 from mergeline.checkpoints.huggingface import carry_companions
 from mergeline.checkpoints.readers import open_checkpoint
 from mergeline.errors import InputError
@@ -73,7 +74,8 @@ def test_adapters_merge_tensor_by_tensor_and_load_again(tmp_path: Path) -> None:
     readers = [open_checkpoint(folder) for folder in folders]
     refuse_unlike_adapters(readers)
     target = tmp_path / "merged"
-    ml.write_checkpoint(target / "adapter_model.safetensors", ml.merge(readers, method="average"))
+    assert output_name(folders[0]) == output_name(folders[0] / "adapter_model.bin") == "adapter_model.safetensors"
+    ml.write_checkpoint(target / output_name(folders[0]), ml.merge(readers, method="average"))
     assert carry_companions(folders[0], target, dtype="float32") == ["adapter_config.json"]
     merged = open_checkpoint(target)
     assert isinstance(merged, AdapterReader)
@@ -155,3 +157,13 @@ def test_a_start_that_only_the_base_model_knows_is_refused(tmp_path: Path, name:
     reader = open_checkpoint(save(tmp_path / "a", lora() | {name: torch.ones(8)}))
     with pytest.raises(InputError, match=f"tensor '{name}' starts at a value that only its base model knows; merge"):
         InitialAdapterReader(reader)
+
+
+@pytest.mark.parametrize(("drawn", "known"), [("pissa", False), ("olora", False), ("gaussian", True), (True, True)])
+def test_factors_drawn_from_the_base_model_have_no_natural_start(tmp_path: Path, drawn: object, known: bool) -> None:
+    reader = open_checkpoint(save(tmp_path / "a", lora(), init_lora_weights=drawn))
+    if known:
+        InitialAdapterReader(reader)
+    else:
+        with pytest.raises(InputError, match=rf"adapter_config\.json: init_lora_weights is '{drawn}', a start"):
+            InitialAdapterReader(reader)

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 import mergeline as ml
+from mergeline.checkpoints.files import output_name
 from mergeline.checkpoints.huggingface import carry_companions
 from mergeline.checkpoints.readers import open_checkpoint
 from mergeline.checkpoints.vocabulary import common_rows, smallest_vocabulary
@@ -99,6 +100,27 @@ def test_a_merge_of_directories_loads_and_computes_the_average(
     assert (target / "model.safetensors.index.json").exists() == sharded
     assert AutoTokenizer.from_pretrained(target).tokenize("the cat") == ["the", "cat"]
     assert not (target / "README.md").exists()
+
+
+def test_tied_weights_of_a_pickled_directory_stay_one_tensor(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    models = [gpt2().eval() for _ in range(2)]
+    for i, model in enumerate(models):
+        model.config.save_pretrained(tmp_path / str(i))
+        torch.save(model.state_dict(), tmp_path / str(i) / "pytorch_model.bin")  # with the tied name, as it once was
+    readers = [open_checkpoint(tmp_path / str(i)) for i in range(2)]
+    assert readers[0].tied() == {"transformer.wte.weight": "lm_head.weight"}
+    aliases = readers[0].aliases()
+    assert aliases == {"lm_head.weight": "transformer.wte.weight"}
+    merged = {name: tensor for name, tensor in ml.merge(readers, method="average") if name not in aliases}
+    ml.write_checkpoint(tmp_path / output_name(tmp_path / "0"), merged, metadata=aliases)
+    carry_companions(tmp_path / "0", tmp_path)
+    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+    assert open_checkpoint(tmp_path).names() == readers[0].names()
+    with torch.no_grad():
+        assert torch.allclose(loaded(TOKENS).logits, mean_of(models)(TOKENS).logits, atol=1e-6)
 
 
 def test_the_config_says_the_dtype_that_was_written(tmp_path: Path) -> None:
