@@ -125,7 +125,6 @@ class InitialAdapterReader(ReaderView):
                 f"{adapter.source}: {ADAPTER_CONFIG}: init_lora_weights is {drawn!r}, a start that only its base model "
                 "knows; merge with method: average, or give the adapter before training as base"
             )
-        self.source = f"start of {adapter.source}"
         self._start = {name: self._start_of(name) for name in adapter.names()}
 
     def read(self, name: str) -> Tensor:

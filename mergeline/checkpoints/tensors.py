@@ -136,8 +136,16 @@ class ReaderView(Reader):
     """A checkpoint that is looked at through something: what is not said otherwise is that of the inner reader."""
 
     def __init__(self, inner: Reader) -> None:
-        self.source = inner.source
         self._inner = inner
+
+    @property
+    def source(self) -> str:
+        """What messages call it: as the inner reader, which writes some of them."""
+        return self._inner.source
+
+    @source.setter
+    def source(self, name: str) -> None:
+        self._inner.source = name
 
     def names(self) -> list[str]:
         """All tensor names, sorted."""

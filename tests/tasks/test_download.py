@@ -46,6 +46,8 @@ def test_a_folder_becomes_one_artifact_named_by_its_files(folder: Path, tmp_path
     ]
     reader = open_artifact(ref)
     assert reader.source == "one"
+    with pytest.raises(InputError, match="one: has no tensor 'c'"):
+        reader.read("c")
     assert all(torch.equal(reader[name], tensor) for name, tensor in STATE.items())
     (folder / "README.md").write_text("# Another text")
     assert download(folder.as_uri()) == download(folder / "model.safetensors.index.json") == ref
