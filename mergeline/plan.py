@@ -27,8 +27,15 @@ class Checkpoint(_Section):
     """One checkpoint. A task model names the base it was trained from; a base names none."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
-    uri: str = Field(min_length=1, description="path, http(s)://, any fsspec URL, or hf://org/repo@revision/file")
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="verified before the file is used")
+    uri: str = Field(
+        min_length=1,
+        description="file, folder or index of shards: a path, http(s)://, any fsspec URL, or hf://org/repo@revision/file",
+    )
+    sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="of the file, or of a folder that of what sha256sum prints for its files; verified before use",
+    )
     base: str | None = Field(default=None, description="name of the checkpoint this one was fine-tuned from")
 
 

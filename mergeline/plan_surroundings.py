@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,9 +12,8 @@ import fsspec
 import pyarrow
 import pyarrow.parquet
 
-from mergeline.errors import nearest
-
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+from mergeline.checkpoints.files import SUFFIXES, checkpoint_files, is_index
+from mergeline.errors import InputError, nearest
 
 
 def address_faults(uri: str) -> Iterator[str]:
@@ -23,12 +23,15 @@ def address_faults(uri: str) -> Iterator[str]:
         known = {"http", "https", "hf", *fsspec.available_protocols()}
         if scheme not in known:
             yield f"'{scheme}://' is not a known kind of address{nearest(scheme, sorted(known))}"
-        elif scheme == "hf" and rest.count("/") < 2:
-            yield f"'{uri}' does not name a file; write hf://org/repo@revision/file"
+        elif scheme == "hf" and not re.match("[^/@]+/[^/@]", rest):
+            yield f"'{uri}' does not name a repository; write hf://org/repo@revision, or a file or folder in it"
     elif uri and not Path(uri).exists():
         yield f"the file '{uri}' does not exist (paths are relative to the project's root)"
-    elif uri and Path(uri).is_dir():
-        yield f"'{uri}' is a folder; name a file"
+    elif uri and (Path(uri).is_dir() or is_index(uri)):
+        try:
+            checkpoint_files(Path(uri))
+        except InputError as fault:
+            yield str(fault)
     elif uri and Path(uri).suffix not in SUFFIXES:
         yield f"'{uri}' is no kind of checkpoint that is known ({', '.join(SUFFIXES)})"
 

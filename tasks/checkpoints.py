@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mergeline.checkpoints.files import checkpoint_files, digest_of_files, is_index
 from tasks.locks import exclusive
 from tasks.policy import stage
-from tasks.store import ArtifactRef, digest, store_directory, take_file
+from tasks.store import ArtifactRef, digest, put_directory, store_directory, take_file
 
 if TYPE_CHECKING:
     from mergeline.checkpoints.readers import Reader
@@ -25,33 +28,47 @@ def download_checkpoint(name: str, uri: str, sha256: str | None, version: str, m
     """
     from prefect.logging import get_run_logger
 
+    from mergeline.checkpoints.folders import fetch_checkpoint
     from mergeline.checkpoints.readers import open_checkpoint
-    from mergeline.checkpoints.sources import fetch
 
     key = hashlib.sha256(f"{uri} {sha256}".encode()).hexdigest()[:16]
-    incoming = store_directory() / "incoming" / f"{key}{Path(uri.partition('?')[0]).suffix}"
+    incoming = store_directory() / "incoming" / key
     with exclusive(incoming.with_suffix(".lock")):  # two entries of a plan may have the same source
-        fetch(uri, incoming, sha256=sha256, max_bytes=max_bytes)
         try:
-            open_checkpoint(incoming)
-            ref = take_file(incoming, "checkpoint", name=name)
+            fetched = fetch_checkpoint(uri, incoming, sha256=sha256, max_bytes=max_bytes)
+            open_checkpoint(fetched)
+            if fetched.is_file():
+                ref = take_file(fetched, "checkpoint", name=name)
+            else:
+                ref = put_directory(partial(_move_files, fetched), "checkpoint", name=name)
         finally:
-            incoming.unlink()
-    get_run_logger().info("%s: %d bytes, sha256 %s", name, ref.path.stat().st_size, ref.sha256)
+            shutil.rmtree(incoming, ignore_errors=True)
+    get_run_logger().info("%s: %d bytes, sha256 %s", name, _size(ref.path), ref.sha256)
     return ref
 
 
+def _move_files(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        path.rename(target / path.name)
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
+
+
 def source_version(spec: Checkpoint) -> str:
-    """What identifies the bytes of a source before they are fetched: the pin, the local file's digest, or a commit.
+    """What identifies the bytes of a source before they are fetched: the pin, digests of local files, or a commit.
 
     A remote source without any of them may change at any time, so it gets a new version on every run.
     """
     if spec.sha256:
         return spec.sha256
     local = Path(spec.uri.removeprefix("file://"))
+    if local.is_dir() or (is_index(local.name) and local.is_file()):
+        return digest_of_files({name: digest(path) for name, path in checkpoint_files(local).items()})
     if local.is_file():
         return digest(local)
-    if re.match(r"hf://[^@]+@[0-9a-f]{40}/", spec.uri):
+    if re.match(r"hf://[^@]+@[0-9a-f]{40}(/|$)", spec.uri):
         return spec.uri
     return uuid.uuid4().hex
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mergeline.alignment.alignment import Alignment
 from mergeline.checkpoints.readers import Reader, open_checkpoint
+from mergeline.checkpoints.ties import ties_by
 from mergeline.errors import InputError
 from mergeline.symmetry.permute import permute_tensor
 
@@ -42,6 +43,15 @@ class AlignedReader(Reader):
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of a tensor: alignment does not change it."""
         return self._reader.dtype(name)
+
+    def tied(self) -> dict[str, str]:
+        """Ties of the checkpoint whose tensors are moved alike."""
+        tied = self._reader.tied()
+        return ties_by({name: (tied.get(name, name), id(self._layouts.get(name))) for name in self.names()})
+
+    def aliases(self) -> dict[str, str]:
+        """Aliases of the checkpoint."""
+        return self._reader.aliases()
 
     def read(self, name: str) -> Tensor:
         """The tensor in the reference's unit order: an exact gather; with zip, float32 sums, to be rounded once."""

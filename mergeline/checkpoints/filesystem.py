@@ -31,6 +31,26 @@ def open_file(uri: str, partial: Partial | None, *, name: str | None = None) -> 
         yield Body(_chunks(file, name), start, info.get("size"), validator)
 
 
+def list_names(uri: str, *, surely: bool) -> dict[str, int | None] | None:
+    """The files right in a folder of an fsspec file system: name -> size; None where the uri names no folder.
+
+    surely: look whether it is one; otherwise nobody is asked, and it is none. Raises as open_file does.
+    """
+    if not surely:
+        return None
+    name = shown(uri)
+    with _failures_of(name):
+        files, path = _locate(uri, name)
+        if not files.isdir(path):
+            return None
+        found = files.ls(path, detail=True)
+    return {
+        str(entry["name"]).rstrip("/").rpartition("/")[2]: entry.get("size")
+        for entry in found
+        if entry["type"] == "file"
+    }
+
+
 def _locate(uri: str, name: str) -> tuple[Any, str]:
     """The file system of a uri and the path in it."""
     if "://" not in uri:

@@ -1,10 +1,9 @@
 """Checkpoint files: safetensors (one file, or shards with an index) and what torch.save writes."""
 
-import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mergeline.checkpoints.encoding import DTYPES
+from mergeline.checkpoints.files import INDEX, weight_map
 from mergeline.checkpoints.tensors import Reader, TensorReader
+from mergeline.checkpoints.ties import ties_by
 from mergeline.errors import InputError
 
-INDEX = ".safetensors.index.json"
+__all__ = ["INDEX", "SafetensorsReader", "ShardedReader", "open_torch"]
 
 
 class SafetensorsReader(Reader):
     """One .safetensors file, mapped into memory: only what is asked for is read.
 
+    Aliases that its metadata records, as safetensors.torch.save_model writes them for tied weights, are tensors too.
     Raises InputError for a file that is not whole.
     """
 
@@ -30,16 +32,18 @@ class SafetensorsReader(Reader):
         try:
             self._file = safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
-            reason = _disguise(path) or f"is not a whole safetensors file ({error}); download or save it again"
+            reason = disguise(path) or f"is not a whole safetensors file ({error}); download or save it again"
             raise InputError(f"{path}: {reason}") from None
         self._slices = {name: self._file.get_slice(name) for name in sorted(self._file.keys())}
         for name in self._slices:
             if (dtype := self._slices[name].get_dtype()) not in DTYPES:
                 raise InputError(f"{path}: tensor '{name}' has dtype {dtype}, which cannot be merged; save it as float")
+        self.metadata: dict[str, str] = dict(self._file.metadata() or {})
+        self._aliases = _aliases(self.metadata, self._slices)
 
     def names(self) -> list[str]:
         """All tensor names, sorted."""
-        return list(self._slices)
+        return sorted([*self._slices, *self._aliases])
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""
@@ -52,36 +56,54 @@ class SafetensorsReader(Reader):
     def read(self, name: str) -> Tensor:
         """The tensor, mapped from the file."""
         self._slice(name)
-        return self._file.get_tensor(name)
+        return self._file.get_tensor(self._aliases.get(name, name))
 
     def read_slice(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop), only their bytes read."""
         return self._slice(name)[start:stop]
 
+    def tied(self) -> dict[str, str]:
+        """Aliases and what they stand for."""
+        return ties_by({name: self._aliases.get(name, name) for name in self.names()})
+
+    def aliases(self) -> dict[str, str]:
+        """Alias -> stored name, as the metadata records it."""
+        return dict(self._aliases)
+
     def __contains__(self, name: object) -> bool:
-        return name in self._slices
+        return name in self._slices or name in self._aliases
 
     def _slice(self, name: str) -> Any:  # the library does not export the class of its slices
-        if name not in self._slices:
+        if name not in self:
             raise self.unknown(name)
-        return self._slices[name]
+        return self._slices[self._aliases.get(name, name)]
+
+
+def _aliases(metadata: Mapping[str, str], stored: Container[str]) -> dict[str, str]:
+    """Names that the metadata gives to stored tensors; entries that say other things ('format': 'pt') are passed by."""
+    return {name: kept for name, kept in sorted(metadata.items()) if kept in stored and name not in stored}
 
 
 class ShardedReader(Reader):
-    """Several .safetensors files, found through `<model>.safetensors.index.json`.
+    """Several files, found through `<model>.safetensors.index.json` or `<model>.bin.index.json`.
 
     Raises InputError for a missing shard, and for a tensor that the index promises and the shard does not hold.
     """
 
     def __init__(self, index: Path) -> None:
         self.source = str(index)
-        places = _weight_map(index)
+        places = weight_map(index)
         shards = {file: _open_shard(index, file) for file in sorted(set(places.values()))}
-        self._home = {name: shards[places[name]] for name in sorted(places)}
-        for name, shard in self._home.items():
-            if name not in shard:
+        recorded: dict[str, str] = {}
+        for shard in shards.values():
+            recorded |= shard.metadata if isinstance(shard, SafetensorsReader) else {}
+        self._aliases = _aliases(recorded, places)  # the kept tensor may lie in any shard
+        names = sorted([*places, *self._aliases])
+        self._home: dict[str, Reader] = {name: shards[places[self._aliases.get(name, name)]] for name in names}
+        for name in places:
+            if name not in self._home[name]:
                 raise InputError(
-                    f"{index}: promises tensor '{name}' in {Path(shard.source).name}, which does not hold it; "
+                    f"{index}: promises tensor '{name}' in {places[name]}, which does not hold it; "
                     "index and shards are of different checkpoints: download or save them again"
                 )
 
@@ -91,46 +113,49 @@ class ShardedReader(Reader):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header of its shard."""
-        return self._shard(name).shape(name)
+        return self._shard(name).shape(self._stored(name))
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of a tensor, from the header of its shard."""
-        return self._shard(name).dtype(name)
+        return self._shard(name).dtype(self._stored(name))
 
     def read(self, name: str) -> Tensor:
         """The tensor, mapped from its shard."""
-        return self._shard(name).read(name)
+        return self._shard(name).read(self._stored(name))
 
     def read_slice(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop), only their bytes read."""
-        return self._shard(name).read_slice(name, start, stop)
+        return self._shard(name).read_slice(self._stored(name), start, stop)
+
+    def tied(self) -> dict[str, str]:
+        """Aliases that the shards record, and names of one shard that share memory there."""
+        within = {shard: shard.tied() for shard in set(self._home.values())}
+        stored = {name: self._stored(name) for name in self._home}
+        return ties_by({name: (self._home[name], within[self._home[name]].get(at, at)) for name, at in stored.items()})
+
+    def aliases(self) -> dict[str, str]:
+        """Alias -> stored name, for the names that the index lists or a shard records."""
+        known = dict(self._aliases)
+        for shard in set(self._home.values()):
+            known |= {name: kept for name, kept in shard.aliases().items() if self._home.get(name) is shard}
+        return {name: kept for name, kept in sorted(known.items()) if kept in self._home}
 
     def __contains__(self, name: object) -> bool:
         return name in self._home
 
-    def _shard(self, name: str) -> SafetensorsReader:
+    def _stored(self, name: str) -> str:
+        return self._aliases.get(name, name)
+
+    def _shard(self, name: str) -> Reader:
         if name not in self._home:
             raise self.unknown(name)
         return self._home[name]
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor name -> file name of its shard."""
-    try:
-        places = json.loads(index.read_text())["weight_map"]
-        if all(isinstance(file, str) for file in places.values()):
-            return places
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise InputError(f"{index}: is not the index of a sharded checkpoint (it has no 'weight_map'); download it again")
-
-
-def _open_shard(index: Path, file: str) -> SafetensorsReader:
-    if Path(file).name != file:  # an index from elsewhere must not point out of its folder
-        raise InputError(f"{index}: names the shard '{file}'; shards lie in the folder of the index, without a path")
+def _open_shard(index: Path, file: str) -> Reader:
     if not (index.parent / file).is_file():
         raise InputError(f"{index}: the shard {file} is missing; download it into {index.parent}")
-    return SafetensorsReader(index.parent / file)
+    return SafetensorsReader(index.parent / file) if file.endswith(".safetensors") else open_torch(index.parent / file)
 
 
 def open_torch(path: Path) -> TensorReader:
@@ -141,7 +166,7 @@ def open_torch(path: Path) -> TensorReader:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # damaged bytes make the unpickler raise anything
-        raise InputError(f"{path}: {_disguise(path) or _refusal(error)}") from None
+        raise InputError(f"{path}: {disguise(path) or _refusal(error)}") from None
     if not isinstance(state, Mapping):
         raise InputError(f"{path}: holds a {type(state).__name__}, not a state dict; save module.state_dict()")
     return TensorReader(state, str(path))
@@ -158,7 +183,28 @@ def _refusal(error: Exception) -> str:
     )
 
 
-def _disguise(path: Path) -> str | None:
+def kind_of(path: Path, name: str) -> str:
+    """The ending that a file of unknown name should have, by its content: a known suffix, or that of an index.
+
+    name: what messages call it. Raises InputError for what is no checkpoint.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:9] == b"{" and 8 + int.from_bytes(head[:8], "little") <= size:
+        return ".safetensors"
+    if zipfile.is_zipfile(path) or re.match(rb"\x80[\x02-\x05]", head):
+        return ".pt"
+    if head.lstrip().startswith(b"{"):
+        try:
+            shards = weight_map(path).values()
+            return INDEX if all(shard.endswith(".safetensors") for shard in shards) else ".bin.index.json"
+        except InputError:
+            pass
+    raise InputError(f"{name}: {disguise(path) or 'is neither safetensors nor written by torch.save; check it'}")
+
+
+def disguise(path: Path) -> str | None:
     """What a file that cannot be read really is, where its first bytes tell."""
     try:
         with path.open("rb") as file:

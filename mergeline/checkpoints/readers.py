@@ -7,8 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergeline.checkpoints.formats import INDEX, SafetensorsReader, ShardedReader, open_torch
+from mergeline.checkpoints.adapters import open_adapter
+from mergeline.checkpoints.files import INDEXES, SUFFIXES, choose_weights, is_index
+from mergeline.checkpoints.formats import SafetensorsReader, ShardedReader, open_torch
+from mergeline.checkpoints.huggingface import open_huggingface
 from mergeline.checkpoints.tensors import Reader, TensorReader, UnknownTensorError
+from mergeline.checkpoints.ties import common_ties
 from mergeline.errors import InputError, nearest
 
 __all__ = [
@@ -26,8 +30,9 @@ __all__ = [
 def open_checkpoint(checkpoint: str | Path | Mapping[str, Tensor]) -> Reader:
     """Open a checkpoint; nothing but headers is read before a tensor is asked for.
 
-    checkpoint: a .safetensors file, a folder or *.safetensors.index.json of a sharded model, a .pt, .pth or .bin file
-    with tensors only, a state dict, or a Reader (returned as it is). Raises InputError for anything else.
+    checkpoint: a .safetensors file; a .pt, .pth or .bin file with tensors only; the index.json of shards of either; a
+    folder with one of them, such as a Hugging Face directory or an adapter directory of PEFT; a state dict; or a Reader
+    (returned as it is). Raises InputError for anything else.
     """
     if isinstance(checkpoint, Reader):
         return checkpoint
@@ -37,11 +42,15 @@ def open_checkpoint(checkpoint: str | Path | Mapping[str, Tensor]) -> Reader:
         kind = type(checkpoint).__name__
         raise InputError(f"a {kind} is not a checkpoint; pass a path or a state dict, as module.state_dict() gives it")
     path = _find(Path(checkpoint))
-    if path.name.endswith(INDEX):
+    return open_huggingface(path, open_adapter(path, _open(path)))
+
+
+def _open(path: Path) -> Reader:
+    if is_index(path.name):
         return ShardedReader(path)
     if path.suffix == ".safetensors":
         return SafetensorsReader(path)
-    if path.suffix in (".pt", ".pth", ".bin"):
+    if path.suffix in SUFFIXES:
         return open_torch(path)
     raise InputError(f"{path}: unknown kind of checkpoint '{path.suffix}'; known are .safetensors, .pt, .pth and .bin")
 
@@ -49,24 +58,15 @@ def open_checkpoint(checkpoint: str | Path | Mapping[str, Tensor]) -> Reader:
 def _find(path: Path) -> Path:
     """The file to open for a path: in a folder the model, for a model that was written in shards its index."""
     if path.is_dir():
-        return _find_in(path)
-    index = path.with_name(path.stem + INDEX)
-    if path.suffix == ".safetensors" and not path.exists() and index.exists():
-        return index
-    if not path.exists():
-        beside = [other.name for other in path.parent.glob("*")]
-        raise InputError(f"{path}: there is no such file{nearest(path.name, beside)}")
-    return path
-
-
-def _find_in(folder: Path) -> Path:
-    for pattern in ("model.safetensors", "*" + INDEX, "*.safetensors"):
-        found = sorted(folder.glob(pattern))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise InputError(f"{folder}: holds {len(found)} {pattern} files; name the one to open")
-    raise InputError(f"{folder}: holds no .safetensors file or index; name a checkpoint file")
+        return path / choose_weights([file.name for file in path.iterdir() if file.is_file()], str(path))
+    if path.exists():
+        return path
+    for ending in INDEXES:
+        index = path.with_name(path.stem + ending)
+        if ending.startswith(path.suffix + ".") and index.exists():
+            return index
+    beside = [other.name for other in path.parent.glob("*")]
+    raise InputError(f"{path}: there is no such file{nearest(path.name, beside)}")
 
 
 class TaskVectorReader(Reader):
@@ -103,6 +103,10 @@ class TaskVectorReader(Reader):
         """Rows [start, stop) of model - base, float32; only these rows are read."""
         model, base = self._listed(name).read_slice(name, start, stop), self._base.read_slice(name, start, stop)
         return model.float() - base.float()
+
+    def tied(self) -> dict[str, str]:
+        """Ties that model and base share: their differences are one."""
+        return common_ties([self._model.tied(), self._base.tied()], self._names)
 
     def _listed(self, name: str) -> Reader:
         if not (name in self._model and self._model.dtype(name).is_floating_point):
@@ -148,6 +152,14 @@ class MeanReader(Reader):
     def read_slice(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of the mean; only these rows are read."""
         return self._mean(name, lambda reader: reader.read_slice(name, start, stop))
+
+    def tied(self) -> dict[str, str]:
+        """Ties that all checkpoints share."""
+        return common_ties([reader.tied() for reader in self._readers])
+
+    def aliases(self) -> dict[str, str]:
+        """Aliases of the first checkpoint."""
+        return self._first.aliases()
 
     def _mean(self, name: str, read: Callable[[Reader], Tensor]) -> Tensor:
         if not self._first.dtype(name).is_floating_point:

@@ -34,18 +34,20 @@ def fetch(
     sha256: str | None = None,
     max_bytes: int | None = None,
     progress: Progress | None = None,
+    keep: bool = False,
 ) -> Path:
     """Copy one file from a path, file://, http(s)://, hf://org/repo@revision/file or any fsspec URL to `destination`.
 
     sha256: expected digest; a file already there that has it is kept without asking anyone.
     max_bytes: refuse anything larger. progress: called with (bytes so far, bytes in all or None) after each chunk.
+    keep: note beside the file which version it is (`<name>.whole.json`), and keep one that a note says is still it.
     One attempt: a caller repeats it after a TransientError (connection, timeout, truncation, 429, 5xx; `.retry_after`
     seconds where the server says so), and it goes on where it stopped. Raises InputError for all that repeating does
     not mend: bad address, missing file, refusal, wrong digest, too large. Only one process at a time works on a
     destination; the others wait. Returns `destination`.
     """
     name, destination = shown(uri), Path(destination)
-    pin = _checked_pin(sha256, name)
+    pin = checked_pin(sha256, name)
     if destination.is_dir():
         raise InputError(f"{name}: the destination {destination} is a folder; give the name of a file in it")
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -53,13 +55,16 @@ def fetch(
         if pin and destination.is_file() and sha256_of(destination) == pin:
             return destination
         part = _Part(uri, destination)
+        if keep and not pin and part.is_whole(destination):
+            return destination
         part.receive(max_bytes, progress)
         part.verify(pin)
-        part.publish(destination)
+        part.publish(destination, keep)
     return destination
 
 
-def _checked_pin(sha256: str | None, name: str) -> str | None:
+def checked_pin(sha256: str | None, name: str) -> str | None:
+    """An expected digest in small letters. Raises InputError for what is none."""
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise InputError(f"{name}: sha256 '{sha256}' is not a digest; it has 64 hexadecimal digits")
     return sha256 and sha256.lower()
@@ -72,11 +77,12 @@ def _open(uri: str, partial: Partial | None) -> AbstractContextManager[Body]:
     if scheme == "hf":
         return open_hub(uri, partial)
     if scheme == "file":
-        return open_file(_path_of(uri), partial, name=shown(uri))
+        return open_file(path_of(uri), partial, name=shown(uri))
     return open_file(uri, partial)
 
 
-def _path_of(uri: str) -> str:
+def path_of(uri: str) -> str:
+    """The local path of a file:// uri. Raises InputError for one that names another machine."""
     parts = urlsplit(uri)
     if parts.netloc not in ("", "localhost"):
         raise InputError(f"{shown(uri)}: names another machine; a local file is written file:///folder/file")
@@ -91,6 +97,7 @@ class _Part:
         self.name = shown(uri)
         self.path = destination.with_name(destination.name + ".part")
         self.record = destination.with_name(destination.name + ".part.json")
+        self.whole = destination.with_name(destination.name + ".whole.json")
 
     def receive(self, max_bytes: int | None, progress: Progress | None) -> None:
         """Read the file to its end, after the bytes that are here already. Raises as `fetch` does."""
@@ -120,9 +127,21 @@ class _Part:
                 "check the address, or pin the new digest if you trust the new file"
             )
 
-    def publish(self, destination: Path) -> None:
+    def publish(self, destination: Path, keep: bool) -> None:
         publish(self.path, destination)
+        if keep:
+            self.record.replace(self.whole)
         self.discard()
+
+    def is_whole(self, destination: Path) -> bool:
+        """Whether an earlier call brought the file whole, and the source says that it is still that version."""
+        try:
+            note = json.loads(self.whole.read_text())
+            here = (note["uri"], note["validator"], destination.stat().st_size)
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return False
+        with _open(self.uri, None) as body:
+            return here == (self._address(), body.validator, body.total) and body.validator is not None
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -1,11 +1,12 @@
 """A checkpoint seen as a mapping from names to tensors, whatever it is stored in."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from mergeline.checkpoints.ties import memory_of, ties_by
 from mergeline.errors import InputError, nearest
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts call the state dict in their checkpoint
@@ -46,6 +47,17 @@ class Reader(Mapping[str, Tensor]):
         """Rows [start, stop) along the first dimension; a scalar has none (IndexError): read it whole."""
         return self.read(name)[start:stop]
 
+    def tied(self) -> dict[str, str]:
+        """Tied weights: name -> the first, in order, of the names of the same tensor. That name itself is left out."""
+        return {}
+
+    def aliases(self) -> dict[str, str]:
+        """Name -> the name that its numbers are kept under, for those that need not be stored twice.
+
+        To write them so again: leave the aliases out and record these pairs as the metadata of the file.
+        """
+        return {}
+
     def unknown(self, name: str) -> UnknownTensorError:
         """The error to raise for a name that is not here."""
         return UnknownTensorError(f"{self.source}: has no tensor '{name}'{nearest(name, self.names())}")
@@ -81,7 +93,9 @@ class TensorReader(Reader):
 
     def __init__(self, state: Mapping[str, Tensor], source: str = "state dict") -> None:
         self.source = source
-        self._tensors = {name: tensor.detach() for name, tensor in sorted(_state_dict(state, source).items())}
+        given = {name: tensor.detach() for name, tensor in _state_dict(state, source).items()}
+        self._order = list(given)
+        self._tensors = dict(sorted(given.items()))
 
     def names(self) -> list[str]:
         """All tensor names, sorted."""
@@ -99,6 +113,16 @@ class TensorReader(Reader):
         """The tensor itself, not a copy."""
         return self._tensor(name)
 
+    def tied(self) -> dict[str, str]:
+        """Names of the same memory: equal address, dtype, shape and strides."""
+        return ties_by({name: memory_of(name, tensor) for name, tensor in self._tensors.items()})
+
+    def aliases(self) -> dict[str, str]:
+        """Tied names, each with the one that comes first in the state dict: a module names the owner first."""
+        firsts: dict[Hashable, str] = {}
+        kept = {name: firsts.setdefault(memory_of(name, self._tensors[name]), name) for name in self._order}
+        return {name: first for name, first in sorted(kept.items()) if name != first}
+
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
 
@@ -106,6 +130,53 @@ class TensorReader(Reader):
         if name not in self._tensors:
             raise self.unknown(name)
         return self._tensors[name]
+
+
+class ReaderView(Reader):
+    """A checkpoint that is looked at through something: what is not said otherwise is that of the inner reader."""
+
+    def __init__(self, inner: Reader) -> None:
+        self._inner = inner
+
+    @property
+    def source(self) -> str:
+        """What messages call it: as the inner reader, which writes some of them."""
+        return self._inner.source
+
+    @source.setter
+    def source(self, name: str) -> None:
+        self._inner.source = name
+
+    def names(self) -> list[str]:
+        """All tensor names, sorted."""
+        return self._inner.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._inner.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor."""
+        return self._inner.dtype(name)
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor."""
+        return self._inner.read(name)
+
+    def read_slice(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop); only these rows are read."""
+        return self._inner.read_slice(name, start, stop)
+
+    def tied(self) -> dict[str, str]:
+        """Tied weights of the inner reader."""
+        return self._inner.tied()
+
+    def aliases(self) -> dict[str, str]:
+        """Aliases of the inner reader."""
+        return self._inner.aliases()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._inner
 
 
 def _state_dict(state: Mapping[str, object], source: str) -> dict[str, Tensor]:

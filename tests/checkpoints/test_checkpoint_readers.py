@@ -56,6 +56,22 @@ def save_torch(folder: Path) -> Path:
     return folder / "model.pt"
 
 
+def save_torch_shards(folder: Path) -> Path:
+    """A sharded model as transformers wrote it before safetensors, beside files of its training run."""
+    names = list(STATE)
+    for number, part in enumerate((names[:2], names[2:]), start=1):
+        torch.save({name: STATE[name] for name in part}, folder / f"pytorch_model-{number:05}-of-00002.bin")
+    places = {name: f"pytorch_model-0000{1 if name in names[:2] else 2}-of-00002.bin" for name in names}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    for other in ("training_args.bin", "optimizer.pt", "rng_state.pth"):
+        torch.save({}, folder / other)
+    return folder
+
+
+def save_missing_torch_file_of_shards(folder: Path) -> Path:
+    return save_torch_shards(folder) / "pytorch_model.bin"
+
+
 def save_old_torch(folder: Path) -> Path:
     torch.save(STATE, folder / "model.bin", _use_new_zipfile_serialization=False)
     return folder / "model.bin"
@@ -78,6 +94,8 @@ def keep_in_memory(_: Path) -> dict[str, Tensor]:
         save_shard_folder,
         save_torch,
         save_old_torch,
+        save_torch_shards,
+        save_missing_torch_file_of_shards,
         save_training_checkpoint,
         keep_in_memory,
     ],
@@ -302,6 +320,26 @@ def test_a_slice_of_a_large_file_does_not_read_the_file(tmp_path: Path) -> None:
     vector = TaskVectorReader(reader, reader)
     assert torch.equal(vector.read_slice("w", rows - 10, rows), torch.zeros(10, 256))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
+def anonymous_kib() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0])
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_large_torch_file_is_mapped_and_not_copied(tmp_path: Path, sharded: bool) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"w": torch.zeros(2**15, 1024), "b": torch.ones(3)}, path)  # 128 MiB
+    if sharded:
+        index = {"weight_map": {"w": path.rename(tmp_path / "w-1.bin").name, "b": "w-1.bin"}}
+        path = tmp_path / "pytorch_model.bin.index.json"
+        path.write_text(json.dumps(index))
+    before = anonymous_kib()
+    reader = open_checkpoint(path)
+    assert reader.read_slice("w", 5, 9).sum() == 0
+    assert reader.read("w").sum() == 0
+    assert anonymous_kib() - before < 2**15
 
 
 # -- shards ------------------------------------------------------------------------------------------------------------
