@@ -23,14 +23,19 @@ def solve_permutations(
     """Sweep over the groups until the balanced similarity does not rise any more."""
     from prefect.logging import get_run_logger
     from safetensors.torch import load_file
+    from tqdm import tqdm
 
     from mergeline.alignment.search import Matcher
     from mergeline.alignment.solve import Sweep, solve
 
     logger = get_run_logger()
 
+    bar = tqdm(desc=f"{'sweeps':<12}", unit="sweep", disable=None, leave=False)
+
     def report(sweep: Sweep) -> None:
         logger.info("sweep %d: mean matched similarity %.5f", sweep.number, sweep.objective)
+        bar.set_postfix(similarity=f"{sweep.objective:.5f}")
+        bar.update()
 
     alignment = solve(
         open_artifacts(families),
@@ -44,6 +49,7 @@ def solve_permutations(
         seed=options.seed,
         on_sweep=report,
     )
+    bar.close()
     return put_directory(alignment.save, "alignment")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mergeline.alignment.alignment import Alignment
 from mergeline.checkpoints.readers import Reader, open_checkpoint
+from mergeline.checkpoints.tensors import WithoutTensors
 from mergeline.checkpoints.ties import ties_by
 from mergeline.errors import InputError
 from mergeline.symmetry.permute import permute_tensor
@@ -84,6 +85,4 @@ def merge_aligned(state_dicts: Sequence[Mapping[str, Tensor]], alignment: Alignm
         raise InputError(f"merge: {len(state_dicts)} state dicts, but the alignment is of {alignment.models} models")
     readers = [AlignedReader(open_checkpoint(state), alignment, model) for model, state in enumerate(state_dicts)]
     heads = {name for name in readers[0] if any(x.shape(name) != readers[0].shape(name) for x in readers if name in x)}
-    if heads:
-        return dict(merge([{k: x[k] for k in x if k not in heads} for x in readers], method="average"))
-    return dict(merge(readers, method="average"))
+    return dict(merge([WithoutTensors(reader, heads) for reader in readers], method="average"))

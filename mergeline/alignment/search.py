@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mergeline.alignment.fold import Zip
-from mergeline.matching.linked import Evidence, match_linked
+from mergeline.matching.linked import Evidence, connected, match_linked
 from mergeline.matching.match import Method, zip_models
 from mergeline.symmetry.layout import extent, families_of, is_counted
 from mergeline.symmetry.permute import group_index
@@ -188,18 +188,12 @@ class Search:
 
 def linked_sets(symmetry: Symmetry) -> list[list[UnitGroup]]:
     """Groups that share families, or whose families lie over each other, belong together."""
-    sets: list[tuple[set[str], list[UnitGroup]]] = []
-    for group in symmetry.groups.values():
-        families = {name for name in group.structure if not is_counted(name)}
-        families.update(
-            outer for name in list(families) for outer in symmetry.families[name].over if not is_counted(outer)
-        )
-        linked = [entry for entry in sets if families & entry[0]]
-        sets = [entry for entry in sets if entry not in linked]
-        sets.append(
-            (families.union(*(entry[0] for entry in linked)), [g for entry in linked for g in entry[1]] + [group])
-        )
-    return [groups for _, groups in sets]
+
+    def families(group: UnitGroup) -> set[str]:
+        own = {name for name in group.structure if not is_counted(name)}
+        return own.union(o for name in own for o in symmetry.families[name].over if not is_counted(o))
+
+    return connected(symmetry.groups.values(), families)
 
 
 def _neighbours(symmetry: Symmetry, groups: Sequence[UnitGroup]) -> list[str]:

@@ -64,7 +64,7 @@ def align(
     Raises InputError for options that do not fit together.
     """
     matcher, activations = Matcher(method, reduce, decay, budget), None
-    _check_options(symmetry, space, matcher, balance, parity)
+    _check_options(space, matcher, balance, parity)
     if not modules:
         raise InputError("align: there are no models")
     if space != "weight" and batches is None:
@@ -110,7 +110,7 @@ def solve(
     """
     matcher = matcher or Matcher()
     _check_names(readers)
-    _check_options(symmetry, space, matcher, balance, parity)
+    _check_options(space, matcher, balance, parity)
     _check_similarities(symmetry, space, activations, weights)
     orders = _orders(symmetry, sweeps, seed, order)
     search = Search(symmetry, len(readers), matcher)
@@ -250,7 +250,7 @@ def _check_names(readers: Sequence[Reader]) -> None:
             )
 
 
-def _check_options(symmetry: Symmetry, space: str, matcher: Matcher, balance: float, parity: str | None) -> None:
+def _check_options(space: str, matcher: Matcher, balance: float, parity: str | None) -> None:
     if space not in ("dual", "weight", "activation"):
         raise InputError(f"align.space: '{space}' is not known; use dual, weight or activation")
     if matcher.method not in ("permute", "zip"):

@@ -1,7 +1,7 @@
 """A checkpoint seen as a mapping from names to tensors, whatever it is stored in."""
 
 from abc import abstractmethod
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -177,6 +177,33 @@ class ReaderView(Reader):
 
     def __contains__(self, name: object) -> bool:
         return name in self._inner
+
+
+class WithoutTensors(ReaderView):
+    """A checkpoint less some of its tensors."""
+
+    def __init__(self, inner: Reader, left_out: Collection[str]) -> None:
+        super().__init__(inner)
+        self._names = [name for name in inner.names() if name not in left_out]
+
+    def names(self) -> list[str]:
+        """The names that are left, sorted."""
+        return list(self._names)
+
+    def tied(self) -> dict[str, str]:
+        """Ties of which both names are left."""
+        return _within(self._names, self._inner.tied())
+
+    def aliases(self) -> dict[str, str]:
+        """Aliases of which both names are left."""
+        return _within(self._names, self._inner.aliases())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+
+def _within(names: Collection[str], pairs: Mapping[str, str]) -> dict[str, str]:
+    return {name: other for name, other in pairs.items() if name in names and other in names}
 
 
 def _state_dict(state: Mapping[str, object], source: str) -> dict[str, Tensor]:

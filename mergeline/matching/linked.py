@@ -8,9 +8,9 @@ units in one order for all heads), the best is found for one while the others st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ ROUNDS = 20
 
 GAIN = 1e-9
 """Less than this is rounding, not a better matching."""
+
+
+Item = TypeVar("Item")
 
 
 class Evidence(NamedTuple):
@@ -80,15 +83,19 @@ def _solve(evidence: Sequence[Evidence], over: Over, fixed: Fixed) -> Solution:
 
 
 def _parts(evidence: Sequence[Evidence], fixed: Fixed) -> list[list[Evidence]]:
-    parts: list[tuple[set[str], list[Evidence]]] = []
-    for item in evidence:
-        free = {name for name in item.path if name not in fixed and not is_counted(name)}
-        linked = [part for part in parts if free & part[0]]
-        parts = [part for part in parts if part not in linked]
-        parts.append(
-            (free.union(*(part[0] for part in linked)), [*(other for part in linked for other in part[1]), item])
-        )
-    return [part for _, part in parts]
+    return connected(evidence, lambda item: {name for name in item.path if name not in fixed and not is_counted(name)})
+
+
+def connected(items: Iterable[Item], names: Callable[[Item], Set[str]]) -> list[list[Item]]:
+    """The items in sets: those that have a name in common, directly or through others, are together."""
+    sets: list[tuple[set[str], list[Item]]] = []
+    for item in items:
+        own = set(names(item))
+        linked = [entry for entry in sets if own & entry[0]]
+        sets = [entry for entry in sets if entry not in linked]
+        together = [other for entry in linked for other in entry[1]]
+        sets.append((own.union(*(entry[0] for entry in linked)), [*together, item]))
+    return [together for _, together in sets]
 
 
 def _solve_part(evidence: list[Evidence], over: Over, fixed: Fixed) -> Solution:

@@ -177,6 +177,14 @@ def test_tasks_keep_heads_of_their_own(batches, method):
         torch.testing.assert_close(outputs(part, batches[0], outputs=5), models[1](batches[0]).detach())
 
 
+@pytest.mark.parametrize("outputs_of_second", [7, 5])
+def test_zipped_halves_stay_halves(batches, outputs_of_second):
+    models = [network(0, outputs=7), network(1, outputs=outputs_of_second)]
+    alignment = align(models, symmetry_of(models[0]), method="zip", batches=batches)
+    merged = merge_aligned([model.half().state_dict() for model in models], alignment)
+    assert {tensor.dtype for tensor in merged.values() if tensor.is_floating_point()} == {torch.float16}
+
+
 def without(state, name):
     return {key: tensor for key, tensor in state.items() if key != name}
 
