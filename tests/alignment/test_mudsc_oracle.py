@@ -7,6 +7,7 @@ from mergeline.alignment.apply import merge_aligned
 from mergeline.alignment.solve import align
 from mergeline.calibration.normalization import reset_normalization
 from mergeline.checkpoints.readers import open_checkpoint
+from mergeline.merging.engine import merge
 from mergeline.similarity.activation import activation_similarity
 from mergeline.similarity.weight import WeightRows, weight_similarity
 from tests.alignment.mudsc import Case
@@ -79,14 +80,23 @@ def test_assignments_and_merged_models_equal_theirs(case, mode):
             assert torch.equal(alignment.assign[group], expected[f"assign/{node}"].long()), group
         for ours, theirs in zip(alignment.history, entry["trace_newL"], strict=False):
             assert ours == pytest.approx(theirs, abs=2e-5)
-        merged = merge_aligned(case.states, alignment)
-        stored = {name[7:]: tensor for name, tensor in expected.items() if name.startswith("merged/")}
-        for name, tensor in stored.items():
-            assert (merged[name] - tensor).abs().max() <= 2e-5 * tensor.abs().max(), name
-        module = case.module(merged)
-        assert logits_differ(case, module, expected["logits_merged"]) <= 2e-4
-        reset = reset_normalization(module, case.batches)
-        assert logits_differ(case, reset, expected["logits_merged_bnreset"]) <= 2e-4
+        compare(case, merge_aligned(case.states, alignment), expected)
+
+
+def test_the_plain_average_equals_theirs(case):
+    for _, expected in case.modes("avg"):
+        compare(case, dict(merge(case.states, method="average")), expected)
+
+
+def compare(case, merged, expected):
+    """The merged tensors, and the logits before and after the normalisation reset."""
+    stored = {name[7:]: tensor for name, tensor in expected.items() if name.startswith("merged/")}
+    for name, tensor in stored.items():
+        assert (merged[name] - tensor).abs().max() <= 2e-5 * tensor.abs().max(), name
+    module = case.module(merged)
+    assert logits_differ(case, module, expected["logits_merged"]) <= 2e-4
+    reset = reset_normalization(module, case.batches)
+    assert logits_differ(case, reset, expected["logits_merged_bnreset"]) <= 2e-4
 
 
 def logits_differ(case, module, expected):
