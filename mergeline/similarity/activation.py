@@ -126,13 +126,19 @@ def activation_moments(
     for number, state in enumerate(states):
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         symmetry.check_shapes(f"model {number}", shapes, units_only=True)
+
+    def add(node: str, value: Tensor) -> None:
+        """The activations of all models at one operation: the last model's, and what was kept of the others."""
+        values = [*(kept.pop(node) for kept in others), value]
+        for site in (site for site in tap.sites if site.node == node):
+            for span in tap.spans[site]:
+                parts = [units_apart(part, span, symmetry.sizes) for part in values]
+                moments[site.group].update_parts(parts, len(span.path), scratch)
+
     for batch in batches:
         inputs = model_inputs(batch)
-        observed = [tap.run(state, inputs) for state in states]
-        for site in tap.sites:
-            for span in tap.spans[site]:
-                parts = [units_apart(values[site.node], span, symmetry.sizes) for values in observed]
-                moments[site.group].update_parts(parts, len(span.path), scratch)
+        others = [tap.run(state, inputs) for state in states[:-1]]
+        tap.run(states[-1], inputs, take=add)
     if tap.sites and not any(entry.count for entry in moments.values()):
         raise InputError("activation similarity: no samples were collected; give at least one calibration batch")
     return dict(moments)

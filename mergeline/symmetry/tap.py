@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -53,6 +53,7 @@ class Tap:
         self._graph: GraphModule | None = None
         self._names: dict[str, list[str]] = {}  # tensors that the graph reads, and all their names
         self._seen: dict[str, Tensor] = {}
+        self._take: Callable[[str, Tensor], None] | None = None
 
     def observe(self, state: Mapping[str, Tensor], inputs: Inputs) -> dict[Site, Tensor]:
         """Run a model with these parameters; for each site, its samples [samples, units].
@@ -66,11 +67,15 @@ class Tap:
         }
         return {site: torch.cat(samples) if len(samples) > 1 else samples[0] for site, samples in parts.items()}
 
-    def run(self, state: Mapping[str, Tensor], inputs: Inputs) -> dict[str, Tensor]:
+    def run(
+        self, state: Mapping[str, Tensor], inputs: Inputs, take: Callable[[str, Tensor], None] | None = None
+    ) -> dict[str, Tensor]:
         """The values of all observed operations, by their names in the trace.
 
+        take: is called with each of them as soon as it is there; nothing is returned then, and memory is freed early.
         Raises InputError where the model lacks a tensor.
         """
+        self._take = take
         try:
             return self._run(state, inputs)
         except AssertionError as fault:
@@ -121,7 +126,10 @@ class Tap:
         raise InputError(f"the model to observe has no tensor '{name}', which {type(self._module).__name__} reads")
 
     def _keep(self, name: str, value: Tensor, changed_later: bool) -> None:
-        self._seen[name] = value.clone() if changed_later else value
+        if self._take is not None:
+            self._take(name, value)
+        else:
+            self._seen[name] = value.clone() if changed_later else value
 
 
 def model_inputs(batch: Any) -> Inputs:
