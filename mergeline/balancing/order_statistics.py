@@ -29,10 +29,10 @@ def order_statistics(
     """The entries that a full sort of each row would put at the 0-based `ranks`: [n, len(ranks)] float32.
 
     chunks: each call iterates over the n rows of `size` entries in order, as [n, c] float32; a chunk is read before the
-    next one is taken. It is called once where the sample is good, and a few times more where it is not. sample: some columns of
-    the rows, [n, m] float32; None draws them in a pass of its own. One of `size` columns stands for the rows themselves.
-    Neither the sample, nor how the rows are cut, nor the number of threads changes a bit. -0 comes out as 0, NaN counts
-    as the largest. ValueError where the chunks do not add up to `size`.
+    next one is taken. It is called once where the sample is good, and a few times more where it is not. sample: some
+    columns of the rows, [n, m] float32; None draws them in a pass of its own. One of `size` columns stands for the rows
+    themselves. Neither the sample, nor how the rows are cut, nor the number of threads changes a bit. -0 comes out as
+    0, NaN counts as the largest. ValueError where the chunks do not add up to `size`.
     """
     if sample is None:
         sample = sample_columns(chunks, size)
@@ -118,16 +118,16 @@ class _Search:
         """Count the entries below the bracket and at its ends; keep those between. entries: a piece of the row [c]."""
         under = entries < self.low
         inside = entries <= self.high
-        self.below += np.count_nonzero(under)
+        self.below += int(np.count_nonzero(under))
         inside ^= under
         found = entries[inside]
         if not len(found):
             return
         at_low = found == self.low
         between = found < self.high  # ties at the ends may be millions: they are only counted
-        self.at_low += np.count_nonzero(at_low)
+        self.at_low += int(np.count_nonzero(at_low))
         if self.low != self.high:
-            self.at_high += len(found) - np.count_nonzero(between)
+            self.at_high += len(found) - int(np.count_nonzero(between))
             found = found[between & ~at_low]
             self.between += len(found)
             self.waiting += len(found)
@@ -191,7 +191,7 @@ def _keys(values: Floats | np.float32) -> NDArray[np.int64]:
 def _floats(key: int) -> np.float32:
     """The float of a key."""
     bits = key if key >= 0 else -key | 0x80000000
-    return np.array(bits, dtype=np.uint32).view(np.float32)[()]
+    return np.float32(np.array(bits, dtype=np.uint32).view(np.float32))
 
 
 def _check_size(seen: int, size: int) -> None:
