@@ -20,6 +20,7 @@ HELD_ENTRIES = 1 << 22  # rows of fewer entries in all are held instead of sampl
 SAMPLE_COLUMNS = 1 << 17  # of longer rows; a bracket then holds about 1 % of a row
 KEPT_ENTRIES = 1 << 22  # candidates, over all brackets: 16 MiB
 HISTOGRAM_BINS = 1 << 21  # over all brackets: 16 MiB
+LEAST_KEPT = LEAST_BINS = 1 << 12  # per bracket, however many there are
 SIGMAS = 4  # half the width of a bracket, in standard deviations of a rank in the sample
 
 
@@ -61,7 +62,8 @@ def sample_columns(chunks: Callable[[], Iterable[Tensor]], size: int) -> Tensor:
 
 def _search(chunks: Callable[[], Iterable[Tensor]], size: int, ranks: Sequence[int], sample: Floats) -> list[Floats]:
     searches = [[_Search(rank) for rank in ranks] for _ in sample]
-    kept, bins = (max(1 << 12, limit // (len(sample) * len(ranks))) for limit in (KEPT_ENTRIES, HISTOGRAM_BINS))
+    count = len(sample) * len(ranks)
+    kept, bins = max(LEAST_KEPT, KEPT_ENTRIES // count), max(LEAST_BINS, HISTOGRAM_BINS // count)
     for row, of_row in zip(np.sort(sample, axis=1), searches, strict=True):
         for search in of_row:
             search.bracket(row, size)
@@ -99,7 +101,7 @@ class _Search:
         share = (self.rank + 0.5) / size
         margin = SIGMAS * (math.sqrt(count * share * (1 - share)) + 1)
         first, last = math.floor(share * count - margin), math.ceil(share * count + margin)
-        if first >= 0 and not np.isnan(ordered[first]):
+        if 0 <= first < count and not np.isnan(ordered[first]):
             self.low = ordered[first] + np.float32(0)
         if last < count and not np.isnan(ordered[last]):
             self.high = ordered[last] + np.float32(0)
