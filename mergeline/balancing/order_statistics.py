@@ -17,6 +17,7 @@ from torch import Tensor
 Floats = NDArray[np.float32]
 
 HELD_ENTRIES = 1 << 22  # rows of fewer entries in all are held instead of sampled: 16 MiB
+SELECTED_COLUMNS = 1 << 14  # rows up to here are selected from at once; held ones that are longer take a bracket, too
 SAMPLE_COLUMNS = 1 << 17  # of longer rows; a bracket then holds about 1 % of a row
 KEPT_ENTRIES = 1 << 22  # candidates, over all brackets: 16 MiB
 HISTOGRAM_BINS = 1 << 21  # over all brackets: 16 MiB
@@ -38,10 +39,12 @@ def order_statistics(
     if sample is None:
         sample = sample_columns(chunks, size)
     rows = sample.detach().cpu().numpy()
-    if rows.shape[1] == size:
-        found = [np.partition(row, sorted(set(ranks)))[list(ranks)] + np.float32(0) for row in rows]
-    else:
+    if rows.shape[1] != size:
         found = _search(chunks, size, ranks, rows)
+    elif size > SELECTED_COLUMNS:
+        found = _search(lambda: [sample], size, ranks, rows[:, :: size // SELECTED_COLUMNS | 1])
+    else:
+        found = [np.partition(row, sorted(set(ranks)))[list(ranks)] + np.float32(0) for row in rows]
     return torch.from_numpy(np.stack(found)).to(sample.device)
 
 

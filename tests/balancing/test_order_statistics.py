@@ -88,8 +88,9 @@ def test_long_rows_are_sampled(shape: str, monkeypatch: pytest.MonkeyPatch) -> N
         rows[:] = 0.125
     rows = rows if shape == "signed" else rows.abs()
     ranks = [0, 5, 500, 25_000, 45_000, 49_994, 49_999]
-    found = order_statistics(lambda: rows.split(999, dim=1), size, ranks)
-    assert np.array_equal(found.numpy(), np.sort(rows.numpy(), axis=1)[:, ranks])
+    expected = np.sort(rows.numpy(), axis=1)[:, ranks]
+    assert np.array_equal(order_statistics(lambda: rows.split(999, dim=1), size, ranks).numpy(), expected)
+    assert np.array_equal(order_statistics(lambda: [], size, ranks, sample=rows).numpy(), expected)  # held rows
 
 
 def test_a_good_sample_takes_one_pass_and_its_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
