@@ -22,7 +22,7 @@ LARGEST_EXPONENT = 80  # exp(80) = 5.5e34 leaves float32 room for a sum over tho
 class Variant:
     """One of the published forms of the method: the default clip ratio and the inter term.
 
-    inter(task_vectors, u, spare, sums) -> [n, c] may overwrite u, spare [n, c] float32 and sums [n, c] float64.
+    inter(task_vectors, u, spare, sums) -> [n, c] may overwrite u, spare [n, c] float32 and sums [2, n, c] float64.
     None: the `paper` variant, see `mergeline.balancing.softmax`.
     """
 
@@ -46,14 +46,14 @@ def scores(
     models = len(task_vectors)
     out = torch.empty_like(task_vectors, memory_format=torch.contiguous_format) if out is None else out
     spans = widths(low, high)
-    scratch, (sums,) = buffers("scores", task_vectors, 2), buffers("scores", task_vectors, 1, torch.float64)
+    scratch, sums = buffers("scores", task_vectors, 2), buffers("scores", task_vectors, 2, torch.float64)
     for tau, b in pieces(task_vectors, out):
         u, spare = scratch[..., : tau.shape[1]]
         clip_magnitude(tau, low, high, out=u)
         for row, least, width in zip(u, low, spans, strict=True):
             row.sub_(least).div_(width)
         torch.mul(u, u, out=b).mul_(models).sub_(max(0, models - LARGEST_EXPONENT)).exp_()
-        b.mul_(inter(tau, u, spare, sums[:, : tau.shape[1]]))
+        b.mul_(inter(tau, u, spare, sums[..., : tau.shape[1]]))
     return out
 
 
@@ -84,29 +84,28 @@ def find_variant(name: str) -> Variant:
 
 def _sum_of_values(task_vectors: Tensor, u: Tensor, spare: Tensor, sums: Tensor) -> Tensor:
     """tanh(tau_i * sum_j tau_j): does this entry pull where the sum of all pulls?"""
-    total = spare[0].copy_(sum_over_models(task_vectors, out=sums))
+    total = spare[0].copy_(sum_over_models(task_vectors, out=sums[:, 0]))
     return torch.mul(task_vectors, total, out=u).tanh_()
 
 
 def _sum_of_magnitudes(task_vectors: Tensor, u: Tensor, spare: Tensor, sums: Tensor) -> Tensor:
     """tanh(tau_i * sum_j sign(tau_j) u_j): the same with every task vector on the scale [-1, 1]."""
     x = u.mul_(torch.sign(task_vectors, out=spare))
-    total = spare[0].copy_(sum_over_models(x, out=sums))
+    total = spare[0].copy_(sum_over_models(x, out=sums[:, 0]))
     return torch.mul(task_vectors, total, out=u).tanh_()
 
 
 def _pairs(task_vectors: Tensor, u: Tensor, spare: Tensor, sums: Tensor) -> Tensor:
     """sum_j tanh(x_i x_j), x = sign(tau) u; one tanh serves both rows. Like `paper`, free of tau's scale."""
     x = u.mul_(torch.sign(task_vectors, out=spare))
-    sums.zero_()
-    agreement = spare[0]
+    total, agreement = sums[0].zero_(), sums[1, 0]
     for i in range(len(x)):
         for j in range(i, len(x)):
-            torch.mul(x[i], x[j], out=agreement).tanh_()
-            sums[i] += agreement
+            agreement.copy_(torch.mul(x[i], x[j], out=spare[0]).tanh_())  # an addition of two types costs twice as much
+            total[i] += agreement
             if j != i:
-                sums[j] += agreement
-    return u.copy_(sums)
+                total[j] += agreement
+    return u.copy_(total)
 
 
 VARIANTS: dict[str, Variant] = {

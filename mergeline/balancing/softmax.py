@@ -73,14 +73,14 @@ def softmax_scores(
     """b [n, c] float32 of one chunk, times d^2. task_vectors: [n, c] float32; low, high: clip bounds [n]."""
     out = torch.empty_like(task_vectors, memory_format=torch.contiguous_format) if out is None else out
     spans = widths(known.product_low, known.product_high)
-    (sums,) = buffers("softmax", task_vectors, 1, torch.float64)
+    sums = buffers("softmax", task_vectors, 2, torch.float64)
     for (x, product, power), (target,) in zip(_scaled(task_vectors, low, high), pieces(out), strict=True):
-        inter = sums[:, : x.shape[1]].zero_()
+        inter, agreement = sums[0, :, : x.shape[1]].zero_(), sums[1, 0, : x.shape[1]]
         for index, (i, j) in enumerate(_pairs(len(x))):
             exponent = torch.mul(x[i], x[j], out=product).sub_(known.product_high[index]).div_(spans[index])
             if i == j:
                 torch.mul(exponent, len(x), out=target[i]).sub_(known.log_intra[i]).exp_()
-            agreement = torch.sub(exponent, known.log_inter[index], out=power).exp_()
+            agreement.copy_(torch.sub(exponent, known.log_inter[index], out=power).exp_())
             inter[i] += agreement
             if i != j:
                 inter[j] += agreement
