@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-VariantName = Literal["reference", "nlp", "vision", "pairwise"]
+VariantName = Literal["reference", "nlp", "vision", "pairwise", "paper"]

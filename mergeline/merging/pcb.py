@@ -25,11 +25,12 @@ def statistics_of_task_vectors(
     variant: VariantName,
     keep_ratio: KeepRatio,
     clip_ratio: ClipRatio | None,
+    whole: bool = True,
 ) -> dict[str, Any]:
-    """`pcb_statistics` as a JSON-able dictionary."""
+    """`pcb_statistics` as a JSON-able dictionary. whole: False for one layer or tensor of a larger model."""
     from mergeline.balancing.statistics import pcb_statistics
 
-    return pcb_statistics(chunks, size, keep_ratio, variant=variant, clip_ratio=clip_ratio).to_dict()
+    return pcb_statistics(chunks, size, keep_ratio, variant=variant, clip_ratio=clip_ratio, whole=whole).to_dict()
 
 
 @method("pcb", needs_base=True, statistics=statistics_of_task_vectors)
@@ -45,7 +46,7 @@ def pcb(
 ) -> Tensor:
     """Parameters compete: each task keeps its strongest share, weighted by how strong it is and how well it agrees.
 
-    task_vectors: [n, c] float32. statistics: of the whole task vectors. variant: which of the authors' programs.
+    task_vectors: [n, c] float32. statistics: of the whole task vectors. variant: which of the published forms.
     keep_ratio: share that survives. scale: lambda of the merged task vector. scales: lambda_i of each task, inside the
     weighted mean. clip_ratio: share clipped at either end of |tau|. Returns the merged task vector [c] float32.
     """

@@ -1,4 +1,4 @@
-"""A slow second opinion: the equations in plain numpy with full sorts and float64, on random task vectors."""
+"""A slow second opinion on the authors' forms: plain numpy with full sorts and float64, on random task vectors."""
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from mergeline.balancing.competition import VARIANTS
 from mergeline.balancing.pcb import pcb_merge
 
 Array = NDArray[np.float64]
+AUTHORS = sorted(set(VARIANTS) - {"paper"})  # the forms that the authors programmed
 CLIP = {"reference": 0.0001, "nlp": 0.01, "vision": 0.01, "pairwise": 0.01}
 
 
@@ -55,7 +56,7 @@ def assert_agrees(tau: NDArray[np.float32], r: float, variant: str, scales: Arra
     d=st.integers(300, 2000),
     r=st.sampled_from([0.05, 0.1, 0.2, 0.5, 0.9, 1.0]),
     magnitude=st.sampled_from([1e-3, 1.0]),
-    variant=st.sampled_from(sorted(VARIANTS)),
+    variant=st.sampled_from(AUTHORS),
 )
 def test_merge_agrees_with_the_plain_equations(
     seed: int, n: int, d: int, r: float, magnitude: float, variant: str
@@ -65,7 +66,7 @@ def test_merge_agrees_with_the_plain_equations(
     assert_agrees(tau, r, variant, generator.uniform(0.5, 1.5, size=n))
 
 
-@pytest.mark.parametrize("variant", sorted(VARIANTS))
+@pytest.mark.parametrize("variant", AUTHORS)
 @pytest.mark.parametrize("clip", [0.0, 0.003, 0.2])
 def test_another_clip_ratio_is_the_one_of_the_equations(variant: str, clip: float) -> None:
     tau = np.random.default_rng(1).standard_normal((3, 1500)).astype(np.float32)
@@ -79,7 +80,7 @@ def test_the_reference_clips_one_entry_in_ten_thousand() -> None:
     assert np.array_equal(bounds.numpy(), order[:, [2, 19997]])
 
 
-@pytest.mark.parametrize("variant", sorted(VARIANTS))
+@pytest.mark.parametrize("variant", AUTHORS)
 def test_a_hundred_models_stay_within_float32(variant: str) -> None:
     """exp(n u^2) itself would overflow from 89 models on."""
     tau = np.random.default_rng(3).standard_normal((100, 300)).astype(np.float32)

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mergeline.balancing.competition import VARIANTS
-from mergeline.balancing.pcb import coefficients, merged_task_vector, pcb_merge, weighted_mean
+from mergeline.balancing.pcb import (
+    coefficients,
+    merged_task_vector,
+    pcb_merge,
+    weighted_directions,
+    weighted_mean,
+)
 from mergeline.balancing.statistics import PcbStatistics, pcb_statistics
 
 every_variant = pytest.mark.parametrize("variant", sorted(VARIANTS))
@@ -81,7 +87,11 @@ def test_the_share_that_survives_is_the_keep_ratio(variant: str, ratio: float) -
     tau = random_tau(3, 997)
     tau[tau == 0] = 1e-3  # no ties
     kept = (pcb_merge(tau, ratio, variant=variant, clip_ratio=0.0).coefficients > 0).sum(dim=1)
-    assert kept.tolist() == [997 - int(997 * (1 - ratio)) - 1] * 3
+    least = 997 - int(997 * (1 - ratio)) - 1
+    if variant == "paper":  # keeps the threshold itself and, where float32 cannot tell scores apart, its ties
+        assert ((kept > least) & (kept < least + 5)).all()
+    else:
+        assert kept.tolist() == [least] * 3
 
 
 def test_the_threshold_rank_is_a_truncated_float_product() -> None:
@@ -93,7 +103,8 @@ def test_the_threshold_rank_is_a_truncated_float_product() -> None:
 @every_variant
 def test_the_best_score_of_every_task_gets_coefficient_one(variant: str) -> None:
     best = pcb_merge(random_tau(4, 500), 0.1, variant=variant).coefficients.amax(dim=1)
-    assert best.tolist() == [1.0] * 4
+    assert best.max() == 1
+    assert variant == "paper" or best.tolist() == [1.0] * 4  # the paper's scores are compared across tasks
 
 
 @every_variant
@@ -126,10 +137,10 @@ def test_negated_task_vectors_merge_to_the_negative(variant: str) -> None:
 
 
 @every_variant
-def test_only_pairwise_ignores_the_scale_of_task_vectors(variant: str) -> None:
+def test_only_pairwise_and_paper_ignore_the_scale_of_task_vectors(variant: str) -> None:
     tau = random_tau(3, 500)
     large, small = pcb_merge(tau, 0.1, variant=variant), pcb_merge(tau / 1024, 0.1, variant=variant)
-    assert torch.equal(large.coefficients, small.coefficients) == (variant == "pairwise")
+    assert torch.equal(large.coefficients, small.coefficients) == (variant in ("pairwise", "paper"))
 
 
 @every_variant
@@ -148,6 +159,19 @@ def test_scales_per_task_act_inside_the_weighted_mean(variant: str) -> None:
     expected = (weights * clipped(tau, plain.clip_bounds)).sum(dim=0)
     merged = pcb_merge(tau, 0.3, variant=variant, scales=scales).merged
     assert torch.allclose(merged, expected, rtol=1e-5, atol=1e-6)
+
+
+@every_variant
+def test_any_scales_are_one_sum_over_the_directions(variant: str) -> None:
+    tau, scales = random_tau(3, 2000), [0.8, 1.0, 1.3]
+    statistics = pcb_statistics(lambda: [tau], 2000, 0.3, variant=variant)
+    directions = weighted_directions(tau, statistics).double()
+    terms = torch.tensor(scales, dtype=torch.float64)[:, None] * directions
+    error = (terms.sum(dim=0) - merged_task_vector(tau, statistics, scales).double()).abs()
+    assert (error <= 2**-23 * terms.abs().sum(dim=0)).all()
+    alone = (directions != 0).sum(dim=0) == 1
+    assert alone.any()
+    assert torch.equal(directions.sum(dim=0)[alone].float(), merged_task_vector(tau, statistics)[alone])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -94,7 +94,7 @@ def test_an_unknown_option_gets_the_nearest_name() -> None:
         ("pcb", "keep_ratio", float("nan")),
         ("pcb", "clip_ratio", 0.5),
         ("pcb", "clip_ratio", -0.1),
-        ("pcb", "variant", "paper"),
+        ("pcb", "variant", "papers"),
         ("pcb", "scales", [1.0, "1"]),
         ("pcb", "scales", 1.0),
         ("pcb", "scale", True),
