@@ -1,6 +1,5 @@
 """Task models and their bases as flat float32 rows, a bounded piece at a time."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -8,6 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from mergeline.checkpoints.finite import is_finite
 from mergeline.checkpoints.readers import Reader
 from mergeline.errors import InputError
 
@@ -111,14 +111,3 @@ class _Columns:
 def _reads_parts(reader: Reader) -> bool:
     kind = type(reader)
     return kind.read_slice is not Reader.read_slice or kind.read_flat is not Reader.read_flat
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether a floating tensor holds neither NaN nor infinity.
-
-    A sum tells almost always, at a fortieth of the cost of a mask; where it overflows, the extremes tell.
-    """
-    wide = tensor if tensor.element_size() > 1 else tensor.float()
-    if math.isfinite(wide.sum(dtype=torch.float32 if wide.element_size() == 2 else None).item()):
-        return True
-    return not wide.numel() or bool(torch.isfinite(torch.stack(wide.aminmax())).all())

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergeline.checkpoints.finite import is_finite
 from mergeline.errors import InputError
 from mergeline.merging.average import average
-from mergeline.merging.chunks import is_finite
 from mergeline.merging.job import Job
 from mergeline.merging.registry import Piece
 
@@ -64,6 +64,11 @@ class MergedTensors(Iterator[tuple[str, Tensor]]):
                     f"merged tensor {name!r} overflows {dtype}; choose a wider out_dtype or a smaller scale."
                 )
             yield name, first, piece
+
+    def is_whole(self, name: str) -> bool:
+        """Whether a part of the tensor costs as much as all of it."""
+        merged = self._job.treatments[self._job.aliases.get(name, name)].kind == "merged"
+        return merged and self._job.method.whole_tensors
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         job = self._job
