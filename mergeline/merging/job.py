@@ -13,7 +13,7 @@ from mergeline.checkpoints.readers import Reader, TensorReader, open_checkpoint
 from mergeline.errors import InputError
 from mergeline.merging import registry
 from mergeline.merging.chunks import TaskModels
-from mergeline.merging.groups import group_of
+from mergeline.merging.groups import MODEL, group_of
 from mergeline.merging.layout import check_evidence, check_same_tensors
 from mergeline.merging.patterns import OptionsByPattern, check_patterns, is_copied, options_for
 
@@ -57,14 +57,17 @@ class Job:
         """Group -> its statistics; None where the method has none or nothing is merged."""
         if self.method.statistics is None:
             return None
-        found = {group: self._statistics_of(names) for group, names in self.groups().items()}
+        found = {group: self._statistics_of(group, names) for group, names in self.groups().items()}
         return found or None
 
-    def _statistics_of(self, names: Sequence[str]) -> dict[str, Any]:
+    def _statistics_of(self, group: str, names: Sequence[str]) -> dict[str, Any]:
         assert self.method.statistics
         settings = self.treatments[names[0]].options
         options = {name: settings[name] for name in self.method.statistics_options}
-        return self.method.statistics(lambda: self.inputs.rows(names, self.chunk), self._size(names), **options)
+        try:
+            return self.method.statistics(lambda: self.inputs.rows(names, self.chunk), self._size(names), **options)
+        except InputError as error:
+            raise error if group == MODEL else InputError(f"{group}: {error}") from None
 
     def _size(self, names: Sequence[str]) -> int:
         return sum(prod(self.first.shape(name)) for name in names)
@@ -119,7 +122,7 @@ def _treatments(
 ) -> dict[str, Treatment]:
     """Name -> treatment, in the order of names."""
     copied = {name for name in first.names() if is_copied(first, name)}
-    check_patterns(method, by_pattern, [name for name in first.names() if name not in copied])
+    check_patterns(method, by_pattern, [name for name in first.names() if name not in copied], aliases)
     found = {}
     for name in first.names():
         own = options_for(aliases.get(name, name), method, by_pattern)

@@ -43,12 +43,22 @@ def pattern_faults(method: Method, by_pattern: OptionsByPattern) -> dict[str, st
     return faults
 
 
-def check_patterns(method: Method, by_pattern: OptionsByPattern, names: Sequence[str]) -> None:
-    """InputError naming the patterns that set wrong options, or match none of the names."""
+def check_patterns(
+    method: Method, by_pattern: OptionsByPattern, names: Sequence[str], aliases: Mapping[str, str]
+) -> None:
+    """InputError naming the patterns that set wrong options, or match none of the names.
+
+    aliases: names of tied tensors -> the name under which the tensor is merged, whose options count.
+    """
     faults = pattern_faults(method, by_pattern)
     for pattern in by_pattern:
-        if pattern not in faults and not any(fnmatchcase(name, pattern) for name in names):
-            faults[pattern] = f"no merged tensor matches{_idea(pattern, names)}"
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if pattern in faults or any(name not in aliases for name in matched):
+            continue
+        faults[pattern] = f"no merged tensor matches{_idea(pattern, names)}"
+        if matched:
+            first = matched[0]
+            faults[pattern] = f"matches only {first!r}, which is tied to {aliases[first]!r}; match that one"
     if faults:
         raise InputError("; ".join(f"options_by_pattern: {pattern!r}: {fault}" for pattern, fault in faults.items()))
 
@@ -56,7 +66,7 @@ def check_patterns(method: Method, by_pattern: OptionsByPattern, names: Sequence
 def match_table(method: Method, by_pattern: OptionsByPattern, model: Reader) -> list[PatternMatch]:
     """A row for each pattern, in order; InputError as of `check_patterns`."""
     names = [name for name in model.names() if not is_copied(model, name)]
-    check_patterns(method, by_pattern, names)
+    check_patterns(method, by_pattern, names, {})
     rows = []
     for pattern, options in by_pattern.items():
         reached = [name for name in names if fnmatchcase(name, pattern)]
