@@ -22,6 +22,7 @@ from mergeline.checkpoints.encoding import NAMES, Spec, data_of, encode_header, 
 from mergeline.checkpoints.formats import INDEX
 from mergeline.checkpoints.streams import FlatPiece, check_specs, checked, written_as
 from mergeline.errors import InputError
+from mergeline.threads import one_thread
 
 Ranges = list[tuple[str, int, int]]  # name, first entry, end
 
@@ -113,7 +114,8 @@ def write_range(layout: Layout, pieces: Iterable[FlatPiece]) -> None:
 
     pieces: (name, index of the first entry, flat tensor). InputError for values that are not finite.
     """
-    ranges = fill(layout, checked(pieces, layout.dtype, layout.target), sync=True)
+    with one_thread():
+        ranges = fill(layout, checked(pieces, layout.dtype, layout.target), sync=True)
     text = json.dumps(ranges)
     note = layout.scratch / f"written-{hashlib.sha256(text.encode()).hexdigest()}.json"
     draft = note.with_suffix(f".{os.getpid()}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from mergeline.checkpoints import output
 from mergeline.checkpoints.output import Layout, Manifest, Shard
 from mergeline.checkpoints.streams import HeldTensors, SpooledTensors, TensorStream, check_specs, checked
+from mergeline.threads import one_thread
 
 __all__ = ["Manifest", "write_checkpoint"]
 
@@ -46,7 +47,9 @@ def write_checkpoint(
         layout = output.plan(
             target, scratch, stream.specs, dtype=dtype, max_shard_size=max_shard_size, metadata=metadata
         )
-        return output.publish_files(layout, [_write_shard(layout, shard, stream) for shard in layout.shards])
+        with one_thread():
+            digests = [_write_shard(layout, shard, stream) for shard in layout.shards]
+        return output.publish_files(layout, digests)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

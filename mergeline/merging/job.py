@@ -16,6 +16,7 @@ from mergeline.merging.chunks import TaskModels
 from mergeline.merging.groups import MODEL, group_of
 from mergeline.merging.layout import check_evidence, check_same_tensors
 from mergeline.merging.patterns import OptionsByPattern, check_patterns, is_copied, options_for
+from mergeline.threads import one_thread
 
 Checkpoint = Mapping[str, Tensor] | str | Path  # a Reader is a mapping too
 
@@ -57,7 +58,8 @@ class Job:
         """Group -> its statistics; None where the method has none or nothing is merged."""
         if self.method.statistics is None:
             return None
-        found = {group: self._statistics_of(group, names) for group, names in self.groups().items()}
+        with one_thread():
+            found = {group: self._statistics_of(group, names) for group, names in self.groups().items()}
         return found or None
 
     def _statistics_of(self, group: str, names: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from mergeline.errors import InputError
 from mergeline.merging.average import average
 from mergeline.merging.job import Job
 from mergeline.merging.registry import Piece
+from mergeline.threads import on_one_thread
 
 
 class MergedTensors(Iterator[tuple[str, Tensor]]):
@@ -54,6 +55,12 @@ class MergedTensors(Iterator[tuple[str, Tensor]]):
         if self._job.treatments[source].kind == "copied":
             yield from self._copied(name, start, stop)
             return
+        yield from on_one_thread(self._rounded(name, source, dtype, start, stop))
+
+    def _rounded(
+        self, name: str, source: str, dtype: torch.dtype, start: int, stop: int
+    ) -> Iterator[tuple[str, int, Tensor]]:
+        """What is computed of one tensor, in its final dtype."""
         rounded = torch.empty(0, dtype=dtype)
         for first, values in self._values(source, start, stop):
             if rounded.numel() < len(values):

@@ -81,8 +81,8 @@ def arguments(method: str, models: Sequence[StateDict], base: Any = None, **opti
     given: dict[str, Any] = {"method": method, **{name: entry.examples[name] for name in required}, **options}
     if entry.needs_base:
         given["base"] = base
-    if entry.evidence:
-        given.setdefault("evidence", evidence_of(method, models))
+    if entry.evidence and "evidence" not in given:
+        given["evidence"] = evidence_of(method, models)
     return given
 
 
