@@ -44,6 +44,7 @@ def write_checkpoint(
     try:
         stream = _stream(tensors, dtype, target, scratch / "spool")
         check_specs(stream.specs, target)
+        metadata = {**getattr(stream, "metadata", {}), **(metadata or {})}
         layout = output.plan(
             target, scratch, stream.specs, dtype=dtype, max_shard_size=max_shard_size, metadata=metadata
         )

@@ -141,7 +141,7 @@ def _treatments(
 
 def _aliases(readers: Sequence[Reader]) -> dict[str, str]:
     """The ties that all checkpoints have: where one of them holds two tensors, the result does too."""
-    ties = [reader.tied() if hasattr(reader, "tied") else {} for reader in readers]
+    ties = [reader.tied() for reader in readers]
     return {
         name: first
         for name, first in ties[0].items()

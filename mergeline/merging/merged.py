@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergeline.checkpoints.encoding import Spec
 from mergeline.checkpoints.finite import is_finite
 from mergeline.errors import InputError
 from mergeline.merging.average import average
@@ -19,6 +20,8 @@ from mergeline.threads import on_one_thread
 class MergedTensors(Iterator[tuple[str, Tensor]]):
     """Merged tensors as pairs (name, tensor) in the order of names; `pieces` gives them in bounded memory.
 
+    specs: name -> shape and dtype of what a file holds; a name for which the first model's file holds no tensor of its
+    own, only a note that it is another one's, becomes such a note again (metadata), if all models tie the two.
     Nothing is computed before it is asked for; then the statistics, where the method has some and none were given.
     """
 
@@ -26,14 +29,9 @@ class MergedTensors(Iterator[tuple[str, Tensor]]):
         self, job: Job, onto: str, out_dtype: torch.dtype | None, statistics: Mapping[str, Mapping[str, Any]] | None
     ) -> None:
         self._job, self._onto, self._statistics = job, onto, statistics
-        first = job.first
-        self.specs: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            name: (
-                first.shape(name),
-                first.dtype(name) if treatment.kind == "copied" else out_dtype or first.dtype(name),
-            )
-            for name, treatment in job.treatments.items()
-        }  # name -> shape and dtype, in the order of names
+        self._specs = {name: _spec(job, name, out_dtype) for name in job.treatments}
+        self.metadata = _aliases_in_files(job)  # alias -> stored name, for the header of the file
+        self.specs = {name: spec for name, spec in self._specs.items() if name not in self.metadata}  # what is stored
         self._pairs = self._tensors()
 
     def __next__(self) -> tuple[str, Tensor]:
@@ -49,7 +47,7 @@ class MergedTensors(Iterator[tuple[str, Tensor]]):
 
     def pieces_of(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, int, Tensor]]:
         """The pieces of entries [start, stop) of one tensor; a method of whole tensors computes the whole one."""
-        shape, dtype = self.specs[name]
+        shape, dtype = self._specs[name]
         stop = prod(shape) if stop is None else stop
         source = self._job.aliases.get(name, name)
         if self._job.treatments[source].kind == "copied":
@@ -81,7 +79,7 @@ class MergedTensors(Iterator[tuple[str, Tensor]]):
         job = self._job
         shared: dict[str, Tensor] = {}  # tensors whose aliases are still to come
         last_use = {first: name for name, first in sorted(job.aliases.items())}
-        for name, (shape, dtype) in self.specs.items():
+        for name, (shape, dtype) in self._specs.items():
             first = job.aliases.get(name, name)
             if first in shared:
                 yield name, shared[first]
@@ -156,3 +154,14 @@ class MergedTensors(Iterator[tuple[str, Tensor]]):
         if self._statistics is None:
             self._statistics = self._job.statistics() or {}
         return {"statistics": self._statistics.get(group, {})}
+
+
+def _spec(job: Job, name: str, out_dtype: torch.dtype | None) -> Spec:
+    own = job.first.dtype(name)
+    return job.first.shape(name), own if job.treatments[name].kind == "copied" else out_dtype or own
+
+
+def _aliases_in_files(job: Job) -> dict[str, str]:
+    """Names that need no tensor of their own in a file -> the name that has it."""
+    same = {name: job.aliases.get(name, name) for name in job.treatments}
+    return {name: kept for name, kept in job.first.aliases().items() if same.get(name) == same.get(kept)}

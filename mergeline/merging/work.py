@@ -1,7 +1,8 @@
 """A merge cut into parts that several processes compute and write, each by itself, to the bytes of one process.
 
-    layout = prepare(path, merge(...).specs)
-    for part in split(merge(...), 8):           # anywhere, in any order
+    merged = merge(...)
+    layout = prepare(path, merged.specs, metadata=merged.metadata)
+    for part in split(merged, 8):               # anywhere, in any order
         write_part(layout, merge(..., statistics=statistics), part)
     manifest = publish(layout)
 

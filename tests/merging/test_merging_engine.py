@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mergeline.balancing.pcb import pcb_merge
 from mergeline.checkpoints.readers import TensorReader, open_checkpoint
+from mergeline.checkpoints.writer import write_checkpoint
 from mergeline.errors import InputError
 from mergeline.merging import registry
 from mergeline.merging.engine import merge, method_statistics, pattern_matches
@@ -194,6 +195,21 @@ def test_parameters_that_require_gradients_are_merged_as_data() -> None:
     merged = dict(merge([dict(module.named_parameters())] * 2, method="average"))
     assert not merged["weight"].requires_grad
     assert torch.equal(merged["weight"], module.weight)
+
+
+def test_a_name_that_a_file_only_notes_is_noted_again_where_all_models_tie_it(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{index}.safetensors" for index in range(3)]
+    for path, state in zip(paths, [BASE, *MODELS], strict=False):
+        save_file(state, path, metadata={"0.alias": "b10", "format": "pt"})
+    merged = dict(merge(paths[1:], base=paths[0], method="task_arithmetic"))
+    assert merged["0.alias"].data_ptr() == merged["b10"].data_ptr()
+    write_checkpoint(tmp_path / "merged", merge(paths[1:], base=paths[0], method="task_arithmetic"))
+    assert sorted(load_file(tmp_path / "merged" / "model.safetensors")) == sorted(SHAPES)
+    assert_equal(dict(open_checkpoint(tmp_path / "merged")), merged)
+
+    untied = MODELS[2] | {"0.alias": MODELS[2]["b10"] + 1}
+    write_checkpoint(tmp_path / "full", merge([paths[1], untied], base=paths[0], method="task_arithmetic"))
+    assert len(load_file(tmp_path / "full" / "model.safetensors")) == len(SHAPES) + 1
 
 
 # -- options by pattern, groups ----------------------------------------------------------------------------------------
