@@ -58,7 +58,7 @@ def pcb_coefficients(inputs: MergeInputs, method: str, options: dict[str, Any]) 
     from mergeline.merging.engine import method_statistics
 
     models, bases = inputs.open()
-    statistics = method_statistics(models, base=bases, method=method, **options)
+    statistics: Any = method_statistics(models, base=bases, method=method, **options)
     return put_json(statistics, "coefficients")
 
 

@@ -31,6 +31,14 @@ def oracle() -> Callable[[str], Path]:
     return folder
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests run only where the command line asks for them."""
+    if "slow" not in config.getoption("markexpr"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow; run it with -m slow"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Small tensors on few cores: one thread is fastest, and results do not depend on the machine."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 def publish(temporary: Path, final: Path) -> None:
     """Give a finished file its final name, in a way that survives a power cut: bytes first, then the name."""
-    _sync(temporary)
+    sync(temporary)
     temporary.replace(final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def sha256_of(path: Path) -> str:
@@ -18,7 +18,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

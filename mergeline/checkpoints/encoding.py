@@ -5,7 +5,8 @@ Format: 8 bytes header length (little-endian), a JSON header padded to 8 bytes, 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from math import prod
 
 import torch
 from torch import Tensor
@@ -32,18 +33,30 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
+Spec = tuple[tuple[int, ...], torch.dtype]  # what a file's header says of a tensor
 
-def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    """Yield the file piece by piece: the header, then each tensor. Any layout in memory will do, shared or strided."""
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide first: all stay aligned
+
+def nbytes(spec: Spec) -> int:
+    """Bytes of a tensor's data."""
+    shape, dtype = spec
+    return prod(shape) * dtype.itemsize
+
+
+def encode_header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+    """The bytes a file begins with, and the place of each tensor in the file, in the order of their data."""
+    order = sorted(specs, key=lambda name: (-specs[name][1].itemsize, name))  # wide first: all stay aligned
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
-    end = 0
+    places, end = {}, 0
     for name in order:
-        tensor = tensors[name]
-        begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        shape, dtype = specs[name]
+        places[name], end = end, end + nbytes(specs[name])
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [places[name], end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for name in order:
-        yield tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    head = len(text).to_bytes(8, "little") + text
+    return head, {name: len(head) + place for name, place in places.items()}
+
+
+def data_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, whatever its layout in memory; shared with it where they lie one after the other."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

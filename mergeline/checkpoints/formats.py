@@ -70,6 +70,10 @@ class SafetensorsReader(Reader):
         """Alias -> stored name, as the metadata records it."""
         return dict(self._aliases)
 
+    def read_flat(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries [start, stop), flat and mapped from the file: no copy."""
+        return self.read(name).view(-1)[start:stop]
+
     def __contains__(self, name: object) -> bool:
         return name in self._slices or name in self._aliases
 
@@ -139,6 +143,10 @@ class ShardedReader(Reader):
         for shard in set(self._home.values()):
             known |= {name: kept for name, kept in shard.aliases().items() if self._home.get(name) is shard}
         return {name: kept for name, kept in sorted(known.items()) if kept in self._home}
+
+    def read_flat(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries [start, stop), flat and mapped from the shard."""
+        return self._shard(name).read_flat(self._stored(name), start, stop)
 
     def __contains__(self, name: object) -> bool:
         return name in self._home

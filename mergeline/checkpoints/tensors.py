@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Collection, Hashable, Iterator, Mapping
+from math import prod
 
 import torch
 from torch import Tensor
@@ -57,6 +58,16 @@ class Reader(Mapping[str, Tensor]):
         To write them so again: leave the aliases out and record these pairs as the metadata of the file.
         """
         return {}
+
+    def read_flat(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries [start, stop) of a tensor in the order of its rows, flat; only the rows that hold them are read."""
+        shape = self.shape(name)
+        if not shape or start >= stop:
+            return self.read(name).reshape(-1)[start:stop]
+        width = prod(shape[1:])
+        first = start // width
+        rows = self.read_slice(name, first, -(-stop // width)).reshape(-1)
+        return rows[start - first * width : stop - first * width]
 
     def unknown(self, name: str) -> UnknownTensorError:
         """The error to raise for a name that is not here."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@method("average", needs_base=False)
+@method("average", needs_base=False, idempotent=True)
 def average(models: Tensor, *, weights: Sequence[float] | None = None) -> Tensor:
     """The mean of the task models, each with its weight.
 

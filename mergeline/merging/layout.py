@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from mergeline.checkpoints.readers import Reader
 from mergeline.errors import InputError, nearest
+from mergeline.merging.registry import Evidence
 
 SHOWN = 8  # faults listed before "and n more"
 
@@ -41,3 +42,32 @@ def _faults(reference: Reader, other: Reader) -> list[str]:
 def _suggestion(name: str, candidates: set[str]) -> str:
     hint = nearest(name, sorted(candidates)).removeprefix("; ")
     return f" ({hint})" if hint else ""
+
+
+def check_evidence(kind: Evidence | None, model: Reader, merged: Sequence[str], evidence: Sequence[Reader]) -> None:
+    """InputError listing what the evidence lacks.
+
+    fisher: every merged tensor in its own shape. gram: square matrices, of the same tensors in every reader; a tensor
+    may have none.
+    """
+    for reader in evidence:
+        faults = [
+            fault
+            for name in (merged if kind == "fisher" else evidence[0].names())
+            if (fault := _evidence_fault(kind, name, model, reader))
+        ]
+        if faults:
+            more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+            raise InputError(f"{reader.source} does not fit {model.source}: {'; '.join(faults[:SHOWN])}{more}.")
+
+
+def _evidence_fault(kind: Evidence | None, name: str, model: Reader, reader: Reader) -> str | None:
+    if name not in reader:
+        return f"{name!r} is missing{_suggestion(name, set(reader.names()))}"
+    if kind == "fisher":
+        shape, expected = reader.shape(name), model.shape(name)
+        return None if shape == expected else f"{name!r} has shape {list(shape)}, not {list(expected)}"
+    if name not in model:
+        return f"{name!r} is extra{_suggestion(name, set(model.names()))}"
+    shape = reader.shape(name)
+    return None if len(shape) == 2 and shape[0] == shape[1] else f"{name!r} has shape {list(shape)}, not [in, in]"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -17,9 +17,23 @@ from mergeline.errors import InputError, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
+Granularity = Literal["model", "layer", "tensor"]
+Evidence = Literal["fisher", "gram"]
+Models = tuple[int, int | None]
+
 REQUIRED = inspect.Parameter.empty
+RESERVED = ("where", "statistics", "evidence")  # keywords of a kernel that the engine fills in
 _METHODS: dict[str, Method] = {}
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where a chunk lies: tensor name, flat index of the chunk's first entry, shape of the whole tensor."""
+
+    name: str
+    start: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -37,17 +51,21 @@ class Option:
 
 @dataclass(frozen=True)
 class Method:
-    """What the engine, the plan and the documentation know about a method; made by `@method`.
-
-    kernel: [n, c] float32 -> [c] float32, elementwise along the parameters. needs_base: the rows are task vectors
-    (model - base), otherwise the task models themselves. statistics: None, or a function that sees all rows first.
-    """
+    """What the engine, the plan and the documentation know about a method; made by `@method`, which explains it."""
 
     name: str
     kernel: Callable[..., Tensor]
     needs_base: bool
     options: Mapping[str, Option]
     statistics: Callable[..., dict[str, Any]] | None
+    granularity: Granularity
+    evidence: Evidence | None
+    whole_tensors: bool
+    models: Models
+    takes: frozenset[str]
+    symmetric: bool
+    idempotent: bool
+    examples: Mapping[str, Any]
 
     @property
     def summary(self) -> str:
@@ -61,17 +79,24 @@ class Method:
 
     def option_faults(self, options: Mapping[str, Any]) -> dict[str, str]:
         """One sentence for each option that is unknown, missing or has a wrong value."""
-        unknown = [name for name in options if name not in self.options]
-        faults = {name: f"method {self.name!r} has no option {name!r}{nearest(name, self.options)}" for name in unknown}
+        faults = self.value_faults(options)
         for name, option in self.options.items():
             if name not in options and option.default is REQUIRED:
                 faults[name] = f"method {self.name!r} needs the option {name!r}"
-            elif name in options:
-                try:
-                    option.check(options[name])
-                except ValidationError as error:
-                    fault = error.errors()[0]["msg"]
-                    faults[name] = f"method {self.name!r}: option {name!r} is {options[name]!r}: {fault}"
+        return faults
+
+    def value_faults(self, options: Mapping[str, Any]) -> dict[str, str]:
+        """The same, but options may be missing: some of them are given for some tensors."""
+        faults = {}
+        for name, value in options.items():
+            if name not in self.options:
+                faults[name] = f"method {self.name!r} has no option {name!r}{nearest(name, self.options)}"
+                continue
+            try:
+                self.options[name].check(value)
+            except ValidationError as error:
+                fault = error.errors()[0]["msg"]
+                faults[name] = f"method {self.name!r}: option {name!r} is {value!r}: {fault}"
         return faults
 
     def validate_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,23 +108,78 @@ class Method:
             for name, option in self.options.items()
         }
 
+    def check_models(self, count: int) -> None:
+        """InputError where the method does not merge so many models."""
+        least, most = self.models
+        if count < least or (most is not None and count > most):
+            wanted = str(least) if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+            raise InputError(f"method {self.name!r} merges {wanted} task models, not {count}.")
+
+    def choose_granularity(self, granularity: str | None) -> Granularity:
+        """The granularity asked for, or the method's own; InputError where it is unknown or means nothing."""
+        if granularity is None:
+            return self.granularity
+        if granularity not in get_args(Granularity):
+            raise InputError(
+                f"granularity {granularity!r} does not exist{nearest(granularity, get_args(Granularity), listed=True)}"
+            )
+        if self.statistics is None:
+            raise InputError(f"method {self.name!r} gathers no statistics, so it has no granularity; leave it out.")
+        return granularity  # type: ignore[return-value]
+
 
 def method(
-    name: str, *, needs_base: bool, statistics: Callable[..., dict[str, Any]] | None = None
+    name: str,
+    *,
+    needs_base: bool,
+    statistics: Callable[..., dict[str, Any]] | None = None,
+    granularity: Granularity = "model",
+    evidence: Evidence | None = None,
+    whole_tensors: bool = False,
+    models: Models = (1, None),
+    symmetric: bool = True,
+    idempotent: bool = False,
+    examples: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register a kernel `f(rows, *, option=default, ...) -> Tensor` under a name; the kernel itself is unchanged.
 
-    statistics: `f(chunks, size, *, some of the options) -> dict` (JSON-able): chunks() iterates over all rows as
-    [n, c] float32, size is their length. The kernel then receives the result as the keyword `statistics`.
+    The kernel: rows [n, c] float32 -> [c] float32, elementwise along the parameters; with `whole_tensors`
+    [n, *shape] -> [*shape]. rows are task vectors (model - base) where `needs_base`, else the task models. They lie in
+    memory that is used again: a kernel may overwrite them, and may return them.
+    Keywords that it gets where it declares them: `where`, the Piece it works on; `statistics`; `evidence`.
+    statistics: `f(chunks, size, *, some of the options) -> dict` (JSON-able) of a group of tensors: chunks() iterates
+    over its rows as [n, c] float32 pieces, each valid until the next is taken; size is their length together.
+    granularity: which tensors are one group unless the user says otherwise.
+    evidence: "fisher": one number per parameter, [n, c] float32 like the rows. "gram": the products of the inputs of a
+    weight, [n, in, in] float32, or None for a tensor without one.
+    models: the least and the most task models (None: no limit).
+    What the law tests take from the declaration: symmetric: the order of the models changes no bit. idempotent: equal
+    models merge to themselves, one model to itself, but for rounding. examples: values for options without a default.
     """
 
     def register(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if name in _METHODS:
             raise ValueError(f"two merging methods are called {name!r}")
         options = _keywords(kernel)
-        if statistics:
-            del options["statistics"]
-        _METHODS[name] = Method(name, kernel, needs_base, options, statistics)
+        takes = frozenset(key for key in RESERVED if options.pop(key, None))
+        for key, declared in (("statistics", statistics), ("evidence", evidence)):
+            if (key in takes) != (declared is not None):
+                raise ValueError(f"merging method {name!r}: the keyword and the declaration of {key!r} go together")
+        _METHODS[name] = Method(
+            name,
+            kernel,
+            needs_base,
+            options,
+            statistics,
+            granularity,
+            evidence,
+            whole_tensors,
+            models,
+            takes,
+            symmetric,
+            idempotent,
+            examples or {},
+        )
         return kernel
 
     return register
@@ -119,6 +199,7 @@ def get(name: str) -> Method:
 
 def _keywords(function: Callable[..., Any]) -> dict[str, Option]:
     """The keyword-only parameters of a function."""
-    types = get_type_hints(function, localns={"Tensor": object}, include_extras=True)  # torch is not imported yet
+    unimported = {"Tensor": object, "Piece": Piece}  # methods import these for the type checker only
+    types = get_type_hints(function, localns=unimported, include_extras=True)
     parameters = inspect.signature(function).parameters.items()
     return {name: Option(types[name], p.default) for name, p in parameters if p.kind is p.KEYWORD_ONLY}

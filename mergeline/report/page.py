@@ -92,8 +92,9 @@ def _stages(plan: Plan, facts: Facts) -> str:
             )
     else:
         lines.append("- **Alignment**: none needed, all task models share one base, or switched off.")
-    if bounds := facts.coefficients.get("clip_high"):
-        pairs = zip(plan.task_models, bounds, facts.coefficients["threshold"], strict=True)
+    whole = facts.coefficients.get("model", {})
+    if bounds := whole.get("clip_high"):
+        pairs = zip(plan.task_models, bounds, whole["threshold"], strict=True)
         rows = "; ".join(f"{model.name} |tau| <= {bound:.2e}, score > {score:.2f}" for model, bound, score in pairs)
         lines.append(f"- **PCB coefficients**: magnitudes are clipped and scores up to a threshold dropped: {rows}.")
     options = ", ".join(f"{key} {value}" for key, value in plan.merge.options.items())

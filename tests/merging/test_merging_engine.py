@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mergeline.balancing.pcb import pcb_merge
 from mergeline.checkpoints.readers import TensorReader, open_checkpoint
-from mergeline.merging.engine import merge, method_statistics
+from mergeline.checkpoints.writer import write_checkpoint
+from mergeline.errors import InputError
+from mergeline.merging import registry
+from mergeline.merging.engine import merge, method_statistics, pattern_matches
+from mergeline.merging.groups import layer_of
+from mergeline.merging.patterns import PatternMatch
 
 StateDict = dict[str, Tensor]
 
@@ -190,3 +195,136 @@ def test_parameters_that_require_gradients_are_merged_as_data() -> None:
     merged = dict(merge([dict(module.named_parameters())] * 2, method="average"))
     assert not merged["weight"].requires_grad
     assert torch.equal(merged["weight"], module.weight)
+
+
+def test_a_name_that_a_file_only_notes_is_noted_again_where_all_models_tie_it(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{index}.safetensors" for index in range(3)]
+    for path, state in zip(paths, [BASE, *MODELS], strict=False):
+        save_file(state, path, metadata={"0.alias": "b10", "format": "pt"})
+    merged = dict(merge(paths[1:], base=paths[0], method="task_arithmetic"))
+    assert merged["0.alias"].data_ptr() == merged["b10"].data_ptr()
+    write_checkpoint(tmp_path / "merged", merge(paths[1:], base=paths[0], method="task_arithmetic"))
+    assert sorted(load_file(tmp_path / "merged" / "model.safetensors")) == sorted(SHAPES)
+    assert_equal(dict(open_checkpoint(tmp_path / "merged")), merged)
+
+    untied = MODELS[2] | {"0.alias": MODELS[2]["b10"] + 1}
+    write_checkpoint(tmp_path / "full", merge([paths[1], untied], base=paths[0], method="task_arithmetic"))
+    assert len(load_file(tmp_path / "full" / "model.safetensors")) == len(SHAPES) + 1
+
+
+# -- options by pattern, groups ----------------------------------------------------------------------------------------
+
+BLOCKS = {f"layers.{i}.{part}.weight": (6, 8) for i in range(2) for part in ("mlp", "attn")} | {"head.bias": (9,)}
+BLOCK_BASE = tensors(0, **BLOCKS)
+BLOCK_MODELS = [
+    {name: BLOCK_BASE[name] + 0.1 * noise for name, noise in tensors(seed, **BLOCKS).items()} for seed in (1, 2, 3)
+]
+
+
+def merged_blocks(**options: object) -> StateDict:
+    return dict(merge(BLOCK_MODELS, base=BLOCK_BASE, **options))  # type: ignore[arg-type]
+
+
+def test_an_option_by_pattern_holds_for_the_tensors_that_match() -> None:
+    merged = merged_blocks(method="task_arithmetic", scale=0.5, options_by_pattern={"*.mlp.*": {"scale": 0.0}})
+    half = merged_blocks(method="task_arithmetic", scale=0.5)
+    for name, tensor in merged.items():
+        assert torch.equal(tensor, BLOCK_BASE[name] if ".mlp." in name else half[name]), name
+
+
+def test_of_two_patterns_that_set_one_option_the_later_wins() -> None:
+    patterns = {"*": {"scale": 0.0}, "*.mlp.*": {"scale": 0.5}, "layers.1.*": {"scale": 1.0}}
+    merged = merged_blocks(method="task_arithmetic", options_by_pattern=patterns)
+    scales = [("head.bias", 0.0), ("layers.0.attn.weight", 0.0), ("layers.0.mlp.weight", 0.5)]
+    for name, scale in [*scales, ("layers.1.attn.weight", 1.0), ("layers.1.mlp.weight", 1.0)]:
+        assert torch.equal(merged[name], merged_blocks(method="task_arithmetic", scale=scale)[name]), name
+
+
+def test_tensors_with_other_options_for_the_statistics_are_a_group_of_their_own() -> None:
+    """Their statistics are those of a model that holds nothing else."""
+    patterns = {"*.mlp.*": {"keep_ratio": 0.3, "scale": 2.0}, "head.*": {"scale": 3.0}, "*.attn.*": {"keep_ratio": 0.1}}
+    statistics = method_statistics(BLOCK_MODELS, base=BLOCK_BASE, options_by_pattern=patterns)
+    assert list(statistics or {}) == ["model", "model (keep_ratio=0.3)"]
+    merged = merged_blocks(options_by_pattern=patterns, statistics=statistics)
+    assert_equal(merged, merged_blocks(options_by_pattern=patterns))
+    for inside, keep_ratio in ((True, 0.3), (False, 0.1)):
+        names = [name for name in BLOCKS if (".mlp." in name) == inside]
+        part = [{name: model[name] for name in names} for model in [BLOCK_BASE, *BLOCK_MODELS]]
+        for name, tensor in merge(part[1:], base=part[0], keep_ratio=keep_ratio, scale=1.0):
+            moved = (merged[name] - BLOCK_BASE[name]) / (2 if inside else 3 if name == "head.bias" else 1)
+            assert torch.allclose(moved, tensor - BLOCK_BASE[name], atol=1e-6), name
+
+
+def test_the_pre_flight_tells_what_each_pattern_reaches() -> None:
+    patterns = {"*.mlp.*": {"scale": 0.1}, "*": {"scale": 0.2}}
+    rows = pattern_matches(BLOCK_MODELS, method="task_arithmetic", options_by_pattern=patterns)
+    assert rows == [PatternMatch("*.mlp.*", {"scale": 0.1}, 2, 96), PatternMatch("*", {"scale": 0.2}, 5, 201)]
+
+
+def test_the_group_in_which_statistics_fail_is_named() -> None:
+    with pytest.raises(InputError, match=r"head: PCB: keep_ratio 0\.1 keeps none of 9 parameters"):
+        merged_blocks(granularity="layer")
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("model.layers.3.mlp.up.weight", "model.layers.3"),
+        ("layer1.0.bn.bias", "layer1.0"),
+        ("blocks.0.attn.heads.1.weight", "blocks.0"),
+        ("conv1.weight", "conv1"),
+        ("head.bias", "head"),
+        ("temperature", "temperature"),
+        ("0.weight", "0"),
+    ],
+)
+def test_a_layer_is_a_name_up_to_its_first_number(name: str, layer: str) -> None:
+    assert layer_of(name) == layer
+
+
+# -- what kernels are given --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods registered in a test are gone after it."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+
+def test_a_kernel_is_told_which_entries_it_sees(scratch: None) -> None:
+    seen: list[tuple[registry.Piece, int]] = []
+
+    @registry.method("located", needs_base=False)
+    def kernel(models: Tensor, *, where: registry.Piece) -> Tensor:
+        """The entries' own index."""
+        seen.append((where, models.shape[1]))
+        return torch.arange(where.start, where.start + models.shape[1], dtype=torch.float32)
+
+    merged = dict(merge([{"a": torch.zeros(5, 4), "s": torch.zeros(())}], method="located", chunk=11))
+    assert torch.equal(merged["a"], torch.arange(20.0).view(5, 4))
+    expected = [(registry.Piece("a", start, (5, 4)), 8 if start < 16 else 4) for start in (0, 8, 16)]
+    assert seen == [*expected, (registry.Piece("s", 0, ()), 1)]
+
+
+def test_a_kernel_of_whole_tensors_gets_their_shape_and_gram_matrices(scratch: None) -> None:
+    @registry.method("matrices", needs_base=True, whole_tensors=True, evidence="gram", models=(2, 2))
+    def kernel(task_vectors: Tensor, *, evidence: Tensor | None) -> Tensor:
+        """X^T X applied to the first task vector."""
+        return task_vectors[0] if evidence is None else task_vectors[0] @ evidence[1]
+
+    base = {"w": torch.ones(2, 3), "b": torch.ones(2)}
+    models = [{"w": torch.full((2, 3), 2.0), "b": torch.full((2,), 4.0)}] * 2
+    evidence = [{"w": torch.zeros(3, 3)}, {"w": torch.diag(torch.tensor([1.0, 2.0, 3.0]))}]
+    merged = dict(merge(models, base=base, method="matrices", evidence=evidence, chunk=2))
+    assert merged["w"].tolist() == [[2.0, 3.0, 4.0]] * 2
+    assert merged["b"].tolist() == [4.0, 4.0]
+
+
+def test_a_wide_row_is_read_in_parts(tmp_path: Path) -> None:
+    states = [{"w": torch.randn(1, 1000)} for _ in range(2)]
+    paths = [tmp_path / f"{index}.safetensors" for index in range(2)]
+    for path, state in zip(paths, states, strict=True):
+        save_file(state, path)
+    pieces = [(start, len(piece)) for _, start, piece in merge(paths, method="average", chunk=300).pieces()]
+    assert pieces == [(0, 300), (300, 300), (600, 300), (900, 100)]
+    assert_equal(dict(merge(paths, method="average", chunk=300)), dict(merge(states, method="average")))

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mergeline.checkpoints.readers import TensorReader
 from mergeline.errors import InputError
+from mergeline.merging import registry
 from mergeline.merging.engine import merge, method_statistics
 
 StateDict = dict[str, Tensor]
@@ -144,3 +146,78 @@ def test_statistics_of_other_options_are_refused(options: dict[str, Any]) -> Non
 def test_a_keep_ratio_that_keeps_nothing_of_a_small_model_is_refused() -> None:
     with pytest.raises(InputError, match="keeps none of 220 parameters"):
         dict(merge([model(1)], base=model(), keep_ratio=0.004))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "complaint"),
+    [
+        (
+            {"*.wieght": {"scale": 1.0}},
+            r"options_by_pattern: '\*\.wieght': no merged tensor matches; did you mean '\*\.weight'",
+        ),
+        (
+            {"layer": {"scale": 1.0}},
+            r"'layer': no merged tensor matches; a pattern matches whole names: .* '\*layer\*'\?",
+        ),
+        ({"ids": {"scale": 1.0}}, "'ids': no merged tensor matches"),
+        ({"*": {"scael": 1.0}}, r"'\*': method 'task_arithmetic' has no option 'scael'; did you mean 'scale'\?"),
+        ({"*": {"scale": "1"}}, r"'\*': method 'task_arithmetic': option 'scale' is '1'"),
+        ({"*": {}}, r"'\*': sets no options; write \{option: value\}"),
+        ({"*": 0.1}, r"'\*': sets no options"),
+    ],
+)
+def test_patterns_that_match_nothing_or_set_wrong_options_are_refused(patterns: Any, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        merge([model(1)], base=model(), method="task_arithmetic", options_by_pattern=patterns)
+
+
+def test_a_pattern_that_reaches_a_tied_name_only_says_whose_options_count() -> None:
+    class Tied(TensorReader):
+        def tied(self) -> dict[str, str]:
+            return {"lm_head.weight": "layer.weight"}
+
+    state = model() | {"lm_head.weight": model()["layer.weight"]}
+    with pytest.raises(
+        InputError, match=r"'lm_head\.\*': matches only .*'lm_head\.weight', which is tied to 'layer\.weight'"
+    ):
+        merge([Tied(state)], base=Tied(state), options_by_pattern={"lm_head.*": {"scale": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"granularity": "tensors"}, r"granularity 'tensors' does not exist; did you mean 'tensor'\?"),
+        ({"granularity": "layer", "method": "average"}, "'average' gathers no statistics, so it has no granularity"),
+        ({"evidence": [{}, {}]}, "'pcb' uses no evidence; leave `evidence` out"),
+        ({"statistics": {}}, "the statistics hold no group 'model'"),
+    ],
+)
+def test_wrong_granularity_evidence_and_statistics_are_refused(arguments: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        merge([model(1), model(2)], **{"base": model(), **arguments})
+
+
+@pytest.fixture
+def with_fisher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+
+    @registry.method("weighed", needs_base=False, evidence="fisher")
+    def kernel(models: Tensor, *, evidence: Tensor) -> Tensor:
+        """Products."""
+        return (models * evidence).sum(dim=0)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "complaint"),
+    [
+        (None, "method 'weighed' needs `evidence`: the diagonal Fisher information of each task model"),
+        ([{}], "evidence must be a sequence of 2 checkpoints"),
+        (
+            [model(), {"layer.bias": torch.zeros(3)}],
+            r"'layer\.bias' has shape \[3\], not \[20\]; 'layer\.weight' is missing",
+        ),
+    ],
+)
+def test_evidence_that_does_not_fit_is_refused(with_fisher: None, evidence: Any, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        merge([model(1), model(2)], method="weighed", evidence=evidence)

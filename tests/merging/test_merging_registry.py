@@ -118,3 +118,29 @@ def test_whole_numbers_and_scalars_are_numbers(value: float) -> None:
     scale = registry.get("task_arithmetic").validate_options({"scale": value})["scale"]
     assert type(scale) is float
     assert scale == 1.0
+
+
+def test_what_the_engine_gives_is_no_option(scratch: None) -> None:
+    @registry.method("scratch", needs_base=False, evidence="fisher", granularity="layer", models=(2, 3))
+    def kernel(models: Tensor, *, where: registry.Piece, evidence: Tensor, level: int = 1) -> Tensor:
+        """One line."""
+        return models[0]
+
+    method = registry.get("scratch")
+    assert list(method.options) == ["level"]
+    assert method.takes == {"where", "evidence"}
+
+
+@pytest.mark.parametrize("declared", [{"evidence": "fisher"}, {"statistics": lambda chunks, size: {}}])
+def test_a_declaration_without_its_keyword_is_a_programming_error(scratch: None, declared: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="go together"):
+        registry.method("scratch", needs_base=False, **declared)(lambda models: models[0])
+
+
+@pytest.mark.parametrize(
+    ("models", "count", "wanted"), [((2, 2), 3, "2 task"), ((2, None), 1, "at least 2"), ((1, 3), 4, "1 to 3")]
+)
+def test_the_number_of_models_is_checked(scratch: None, models: registry.Models, count: int, wanted: str) -> None:
+    registry.method("scratch", needs_base=False, models=models)(lambda models: models[0])
+    with pytest.raises(InputError, match=f"method 'scratch' merges {wanted}.*, not {count}"):
+        registry.get("scratch").check_models(count)

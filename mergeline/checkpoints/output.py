@@ -1,0 +1,283 @@
+"""A checkpoint in the making: its files lie beside the target, at full size, until every byte is there.
+
+Several processes may fill one output: `prepare` it, `write_range` from anywhere that sees the folder, `publish` it.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from tempfile import mkdtemp
+
+import torch
+
+from mergeline.checkpoints import atomic
+from mergeline.checkpoints.encoding import NAMES, Spec, data_of, encode_header, nbytes
+from mergeline.checkpoints.formats import INDEX
+from mergeline.checkpoints.streams import FlatPiece, check_specs, checked, written_as
+from mergeline.errors import InputError
+from mergeline.threads import one_thread
+
+Ranges = list[tuple[str, int, int]]  # name, first entry, end
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was written."""
+
+    files: dict[str, str]  # file name -> sha256; the index of a sharded checkpoint is one of them
+    sha256: str  # of the file, or, of several, of their lines "sha256  name" in the order of names
+    tensors: int
+    parameters: int  # numbers in all tensors, buffers included
+    bytes: int  # of all files together
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file. places: tensor name -> where its data begins, in the order of the file."""
+
+    draft: Path
+    header: bytes
+    places: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where every tensor goes; it can be sent to other processes. dtype: what floating tensors become, or None."""
+
+    target: Path
+    scratch: Path
+    specs: dict[str, Spec]
+    dtype: torch.dtype | None
+    shards: tuple[Shard, ...]
+
+    def shard_of(self) -> dict[str, Shard]:
+        """Tensor name -> its file."""
+        return {name: shard for shard in self.shards for name in shard.places}
+
+
+def prepare(
+    path: str | Path,
+    specs: Mapping[str, Spec],
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Layout:
+    """Plan the files of a checkpoint and lay them out beside the target: headers written, space for all data kept.
+
+    Arguments as of `write_checkpoint`; specs: name -> shape and dtype, in the order in which tensors fill the shards.
+    What is not published in the end must be given up (`abandon`).
+    """
+    target = target_of(path)
+    check_options(target, dtype, max_shard_size, metadata)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    check_specs(specs, target)
+    scratch = Path(mkdtemp(prefix=f".{target.stem}-", dir=target.parent))
+    try:
+        return plan(target, scratch, specs, dtype=dtype, max_shard_size=max_shard_size, metadata=metadata)
+    except BaseException:
+        shutil.rmtree(scratch)
+        raise
+
+
+def plan(
+    target: Path,
+    scratch: Path,
+    specs: Mapping[str, Spec],
+    *,
+    dtype: torch.dtype | None,
+    max_shard_size: int | None,
+    metadata: Mapping[str, str] | None,
+) -> Layout:
+    """The layout, its files made in the folder `scratch`."""
+    written = {name: written_as(spec, dtype) for name, spec in specs.items()}
+    shards = []
+    for number, names in enumerate(_batches(written, max_shard_size)):
+        batch = {name: written[name] for name in names}
+        header, places = encode_header(batch, {"format": "pt"} | dict(metadata or {}))
+        shards.append(Shard(scratch / str(number), header, places))
+        with shards[-1].draft.open("wb") as file:
+            file.write(header)
+            file.truncate(len(header) + sum(map(nbytes, batch.values())))
+    return Layout(target, scratch, written, dtype, tuple(shards))
+
+
+def write_range(layout: Layout, pieces: Iterable[FlatPiece]) -> None:
+    """Write pieces of tensors to their places. Callable from several processes at once; writing a piece again is fine.
+
+    pieces: (name, index of the first entry, flat tensor). InputError for values that are not finite.
+    """
+    with one_thread():
+        ranges = fill(layout, checked(pieces, layout.dtype, layout.target), sync=True)
+    text = json.dumps(ranges)
+    note = layout.scratch / f"written-{hashlib.sha256(text.encode()).hexdigest()}.json"
+    draft = note.with_suffix(f".{os.getpid()}")
+    draft.write_text(text)
+    atomic.publish(draft, note)
+
+
+def publish(layout: Layout) -> Manifest:
+    """Give the finished files their names. InputError where some entries were never written; then nothing changes."""
+    notes = sorted(layout.scratch.glob("written-*.json"))
+    check_complete(layout, [tuple(item) for note in notes for item in json.loads(note.read_text())])
+    digests = [atomic.sha256_of(shard.draft) for shard in layout.shards]
+    return publish_files(layout, digests)
+
+
+def abandon(layout: Layout) -> None:
+    """Remove what was prepared; no error where nothing is left."""
+    shutil.rmtree(layout.scratch, ignore_errors=True)
+
+
+def fill(
+    layout: Layout,
+    pieces: Iterable[FlatPiece],
+    *,
+    sync: bool,
+    watch: Callable[[Shard, int, memoryview], None] | None = None,
+) -> Ranges:
+    """Write pieces to their places; returns what was written. watch: sees each piece and its place in the file."""
+    ranges: Ranges = []
+    shards = layout.shard_of()
+    with ExitStack() as stack:
+        files: dict[Path, int] = {}
+        for name, start, piece in pieces:
+            shard = shards[name]
+            if shard.draft not in files:
+                files[shard.draft] = os.open(shard.draft, os.O_WRONLY)
+                stack.callback(os.close, files[shard.draft])
+            place = shard.places[name] + start * layout.specs[name][1].itemsize
+            data = data_of(piece)
+            _write_at(files[shard.draft], place, data)
+            if watch:
+                watch(shard, place, data)
+            _note(ranges, name, start, start + piece.numel())
+        for descriptor in files.values() if sync else ():
+            os.fsync(descriptor)
+    return ranges
+
+
+def check_complete(layout: Layout, ranges: Iterable[tuple[str, int, int]]) -> None:
+    """InputError naming a tensor of which some entries were not written."""
+    reached = dict.fromkeys(layout.specs, 0)
+    for name, start, stop in sorted(ranges):
+        if start <= reached[name]:
+            reached[name] = max(reached[name], stop)
+    for name, (shape, _) in layout.specs.items():
+        if reached[name] != prod(shape):
+            raise InputError(
+                f"{layout.target}: tensor '{name}' was not written from entry {reached[name]} on; nothing was published"
+            )
+
+
+def publish_files(layout: Layout, digests: list[str]) -> Manifest:
+    """Give the finished files their names, then remove those of an older checkpoint of this name."""
+    target = layout.target
+    for shard in layout.shards:
+        atomic.sync(shard.draft)  # the slow part, done before the first file gets its name
+    if len(layout.shards) == 1:
+        atomic.publish(layout.shards[0].draft, target)
+        files = {target.name: digests[0]}
+    else:
+        files = _publish_shards(layout, digests)
+    _remove_older(target, keep=files)
+    abandon(layout)
+    return Manifest(
+        files=files,
+        sha256=digests[0] if len(digests) == 1 else _digest_of_all(files),
+        tensors=len(layout.specs),
+        parameters=sum(prod(shape) for shape, _ in layout.specs.values()),
+        bytes=sum((target.parent / name).stat().st_size for name in files),
+    )
+
+
+def target_of(path: str | Path) -> Path:
+    """The file that a path means: in a folder it is called model.safetensors."""
+    path = Path(path)
+    return path / "model.safetensors" if path.suffix == "" or path.is_dir() else path
+
+
+def check_options(
+    target: Path, dtype: torch.dtype | None, max_shard_size: int | None, metadata: Mapping[str, str] | None
+) -> None:
+    """InputError for options that cannot be met."""
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target}: checkpoints are written as safetensors; let the name end in .safetensors")
+    if dtype is not None and not (dtype.is_floating_point and dtype in NAMES):
+        raise InputError(f"{target}: dtype {dtype} is not a floating dtype; use torch.float32, float16 or bfloat16")
+    if max_shard_size is not None and max_shard_size <= 0:
+        raise InputError(f"{target}: max_shard_size is {max_shard_size}; give a number of bytes above 0, or None")
+    for key, value in (metadata or {}).items():
+        if not (isinstance(key, str) and isinstance(value, str)):
+            raise InputError(f"{target}: metadata {key!r} is not a string to a string; safetensors keeps strings only")
+
+
+def _batches(specs: Mapping[str, Spec], max_bytes: int | None) -> list[list[str]]:
+    """Names grouped into shards of at most max_bytes, or of one tensor that is larger."""
+    batches: list[list[str]] = []
+    size = 0
+    for name, spec in specs.items():
+        if not batches or (max_bytes is not None and size + nbytes(spec) > max_bytes):
+            batches.append([])
+            size = 0
+        batches[-1].append(name)
+        size += nbytes(spec)
+    return batches
+
+
+def _note(ranges: Ranges, name: str, start: int, stop: int) -> None:
+    """Add a range, joined to the last one where it goes on there."""
+    if ranges and ranges[-1][0] == name and ranges[-1][2] == start:
+        start = ranges.pop()[1]
+    ranges.append((name, start, stop))
+
+
+def _write_at(descriptor: int, place: int, data: memoryview) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, place)
+        data, place = data[written:], place + written
+
+
+def _publish_shards(layout: Layout, digests: list[str]) -> dict[str, str]:
+    """Name the shards, then write their index. Returns file name -> sha256."""
+    target, count = layout.target, len(layout.shards)
+    index = target.with_name(target.stem + INDEX)
+    named = {f"{target.stem}-{i:05}-of-{count:05}.safetensors": shard for i, shard in enumerate(layout.shards, start=1)}
+    draft = layout.scratch / "index"
+    draft.write_text(_index_text(named, layout.specs))
+    index.unlink(missing_ok=True)  # an old index over new shards would be a checkpoint that nobody wrote
+    try:
+        for name, shard in named.items():
+            atomic.publish(shard.draft, target.with_name(name))
+        atomic.publish(draft, index)
+    except BaseException:
+        for name in named:
+            target.with_name(name).unlink(missing_ok=True)
+        raise
+    return dict(zip(named, digests, strict=True)) | {index.name: atomic.sha256_of(index)}
+
+
+def _index_text(named: Mapping[str, Shard], specs: Mapping[str, Spec]) -> str:
+    places = {tensor: name for name, shard in named.items() for tensor in shard.places}
+    index = {"metadata": {"total_size": sum(map(nbytes, specs.values()))}, "weight_map": dict(sorted(places.items()))}
+    return json.dumps(index, indent=2, ensure_ascii=False) + "\n"
+
+
+def _digest_of_all(files: dict[str, str]) -> str:
+    return hashlib.sha256("".join(f"{files[name]}  {name}\n" for name in sorted(files)).encode()).hexdigest()
+
+
+def _remove_older(target: Path, keep: Mapping[str, str]) -> None:
+    """A reader finds the single file first, then the index: in that order an older one may mislead it."""
+    shard = re.compile(re.escape(target.stem) + r"-\d{5}-of-\d{5}\.safetensors")
+    shards = [path for path in target.parent.iterdir() if shard.fullmatch(path.name)]
+    for path in (target, target.with_name(target.stem + INDEX), *shards):
+        if path.name not in keep:
+            path.unlink(missing_ok=True)
