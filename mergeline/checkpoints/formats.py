@@ -84,8 +84,10 @@ class SafetensorsReader(Reader):
 
 
 def _aliases(metadata: Mapping[str, str], stored: Container[str]) -> dict[str, str]:
-    """Names that the metadata gives to stored tensors; entries that say other things ('format': 'pt') are passed by."""
-    return {name: kept for name, kept in sorted(metadata.items()) if kept in stored and name not in stored}
+    """Names that the metadata gives to stored tensors; entries that say other things are passed by."""
+    names = {name: kept for name, kept in sorted(metadata.items()) if kept in stored and name not in stored}
+    return {name: kept for name, kept in names.items() if name != "format"}  # 'format': 'pt', even of a tensor 'pt'
+
 
 
 class ShardedReader(Reader):
