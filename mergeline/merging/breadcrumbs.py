@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from mergeline.errors import InputError
 from mergeline.merging.options import KeepRatio
 from mergeline.merging.registry import method
 from mergeline.merging.sign_election import elect_and_merge
@@ -25,11 +24,10 @@ def bounds_of_magnitude(
 ) -> dict[str, Any]:
     """Of each whole task vector: the smallest and the largest |tau| that is kept; entries equal to them are kept too.
 
-    int(d * keep_ratio) entries are kept, the int(d * outlier_ratio) largest are outliers, fewer where both do not fit.
+    int(d * keep_ratio) entries are kept, at least one; the int(d * outlier_ratio) largest are outliers, fewer where
+    both do not fit.
     """
-    kept = int(size * keep_ratio)
-    if not kept:
-        raise InputError(f"breadcrumbs: keep_ratio {keep_ratio} keeps none of {size} parameters; raise it.")
+    kept = max(1, int(size * keep_ratio))
     outliers = min(int(size * outlier_ratio), size - kept)
     low, high = magnitude_thresholds(chunks, size, [size - outliers - kept, size - outliers - 1])
     return {"low": low, "high": high}

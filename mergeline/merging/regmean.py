@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mergeline.merging.registry import Piece
 
-RIDGE = 1e-6  # of the scaled Gram matrix: what is smaller may be the rounding of its float32 entries
+RIDGE = 1e-5  # of the scaled Gram matrix: what is much smaller is the rounding of its float32 entries
 
 
 @method("regmean", needs_base=False, evidence="gram", whole_tensors=True, idempotent=True)
@@ -39,8 +39,9 @@ def regmean(
     weights = models.reshape(len(models), where.shape[0], -1)
     inputs = weights.shape[2]
     if tuple(evidence.shape) != (len(models), inputs, inputs):
+        width = evidence.shape[-1]
         raise InputError(
-            f"regmean: the Gram matrices of {where.name!r} are {list(evidence.shape[1:])}, not {inputs, inputs}."
+            f"regmean: the Gram matrices of {where.name!r} are {width} x {width}, not {inputs} x {inputs}."
         )
     mean = mean.view(where.shape[0], inputs)
     total = mean.new_zeros(inputs, inputs)
