@@ -8,6 +8,7 @@ from pydantic import Field
 
 from mergeline.errors import InputError
 from mergeline.merging.registry import method
+from mergeline.merging.threads import one_thread
 from mergeline.merging.weights import weighted_sum
 
 if TYPE_CHECKING:
@@ -46,12 +47,13 @@ def regmean(
     mean = mean.view(where.shape[0], inputs)
     total = mean.new_zeros(inputs, inputs)
     pull = mean.new_zeros(mean.shape)
-    for weight, gram in zip(weights, evidence, strict=True):
-        gram = gram.double()
-        gram = gram.mul(alpha).diagonal_scatter(gram.diagonal())
-        total += gram
-        pull += (weight.double() - mean) @ gram  # from the mean, so that what no data says stays there
-    return (mean + _solve(total, pull)).float().view(where.shape)
+    with one_thread():
+        for weight, gram in zip(weights, evidence, strict=True):
+            gram = gram.double()
+            gram = gram.mul(alpha).diagonal_scatter(gram.diagonal())
+            total += gram
+            pull += (weight.double() - mean) @ gram  # from the mean, so that what no data says stays there
+        return (mean + _solve(total, pull)).float().view(where.shape)
 
 
 def _solve(gram: Tensor, pull: Tensor) -> Tensor:
