@@ -104,7 +104,8 @@ class MergedTensors(Iterator[tuple[str, Tensor]]):
         """(start, merged entries [c] float32) of one tensor, chunk by chunk: origin + kernel(rows)."""
         job, treatment = self._job, self._job.treatments[name]
         if treatment.kind == "averaged":
-            mean = partial(average, weights=treatment.options.get("weights"))
+            weights = None if job.method.needs_base else treatment.options.get("weights")
+            mean = partial(average, weights=weights)
             for chunk in job.inputs.without_bases().chunks(name, job.chunk, start, stop):
                 yield chunk.start, mean(chunk.rows)
             return

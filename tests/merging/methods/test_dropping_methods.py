@@ -179,3 +179,11 @@ def test_statistics_of_breadcrumbs_are_two_bounds_per_model() -> None:
         models, base={"w": torch.zeros(10)}, method="breadcrumbs", keep_ratio=0.5, outlier_ratio=0.2
     )
     assert found == {"model": {"low": [4.0, 40.0], "high": [8.0, 80.0]}}
+
+
+def test_running_statistics_are_averaged_whatever_the_weights_of_task_vectors() -> None:
+    models = [{"w": torch.ones(2), "bn.running_mean": torch.full((2,), value)} for value in (1.0, 3.0)]
+    for method, weights in (("task_arithmetic", [1.0, -1.0]), ("dare_ties", [1.0, 0.0])):
+        merged = dict(merge(models, base=models[0], method=method, weights=weights))
+        assert merged["bn.running_mean"].tolist() == [2, 2]
+    assert dict(merge(models, method="average", weights=[3.0, 1.0]))["bn.running_mean"].tolist() == [1.5, 1.5]
