@@ -10,7 +10,7 @@ from pydantic import Field
 from mergeline.errors import InputError
 from mergeline.merging.options import KeepRatio, Seed
 from mergeline.merging.random_masks import uniforms
-from mergeline.merging.registry import method
+from mergeline.merging.registry import method, row_length
 from mergeline.merging.sign_election import elect_and_merge
 from mergeline.merging.weights import check_weights, weighted_sum
 
@@ -24,7 +24,7 @@ Spread = Annotated[float, Field(ge=0, lt=0.5)]
 RANKED = 1 << 18  # entries whose ranks are held at a time
 
 
-@method("della", needs_base=True, whole_tensors=True, symmetric=False)
+@method("della", needs_base=True, whole_rows=True, symmetric=False)
 def della(
     task_vectors: Tensor,
     *,
@@ -40,15 +40,15 @@ def della(
 
     t_i = m_i tau_i / r_i with m_i and r_i of `magprune`; s = sign(sum_i w_i t_i), + where that is 0;
     tau = scale * sum_{i: sign(t_i) = s} w_i t_i / sum_{i: sign(t_i) = s} w_i   (Drop, Elect, Fuse: section 3).
-    task_vectors: [n, *shape] float32. keep_ratio, spread, seed: see `magprune`. scale: lambda. weights: n numbers >= 0,
-    None is all 1. combine: the mean or the sum of what agrees. Returns [*shape] float32.
+    task_vectors: [n, c] float32, whole rows of a tensor. keep_ratio, spread, seed: see `magprune`. scale: lambda.
+    weights: n numbers >= 0, None is all 1. combine: the mean or the sum of what agrees. Returns [c] float32.
     """
     check_weights("della", weights, len(task_vectors))
     rows = magprune(task_vectors, keep_ratio, spread, seed, where)
-    return elect_and_merge(rows, weights, combine).mul_(scale).float().view(where.shape)
+    return elect_and_merge(rows, weights, combine).mul_(scale).float()
 
 
-@method("della_linear", needs_base=True, whole_tensors=True, symmetric=False)
+@method("della_linear", needs_base=True, whole_rows=True, symmetric=False)
 def della_linear(
     task_vectors: Tensor,
     *,
@@ -62,11 +62,11 @@ def della_linear(
     """The sum of the task vectors after entries are dropped at random, small ones sooner, and the rest rescaled.
 
     tau = scale * sum_i w_i m_i tau_i / r_i with m_i and r_i of `magprune`: DELLA without the election of signs.
-    task_vectors: [n, *shape] float32. Options as of `della`; weights may be negative. Returns [*shape] float32.
+    task_vectors: [n, c] float32, whole rows. Options as of `della`; weights may be negative. Returns [c] float32.
     """
     check_weights("della_linear", weights, len(task_vectors), signed=True)
     rows = magprune(task_vectors, keep_ratio, spread, seed, where)
-    return weighted_sum(rows, weights).mul_(scale).float().view(where.shape)
+    return weighted_sum(rows, weights).mul_(scale).float()
 
 
 def magprune(task_vectors: Tensor, keep_ratio: float, spread: float, seed: int, where: Piece) -> Tensor:
@@ -75,28 +75,27 @@ def magprune(task_vectors: Tensor, keep_ratio: float, spread: float, seed: int, 
     r_i rises evenly with the rank of |tau_i| in its row of the weight matrix, from keep_ratio - spread (smallest) to
     keep_ratio + spread (largest); the paper's epsilon is 2 * spread. A row is one output: [out, all else]; a vector is
     one row. Equal magnitudes are ranked by index. keep_ratio 1 keeps everything.
-    task_vectors: [n, *shape] float32, overwritten. Returns them flat: [n, c].
+    task_vectors: [n, c] float32, whole rows of a tensor from where.start on; overwritten.
     """
     import numpy as np
 
-    rows = task_vectors.reshape(len(task_vectors), -1)
-    if keep_ratio == 1 or not rows.shape[1]:
-        return rows
+    if keep_ratio == 1:
+        return task_vectors
     low, high = keep_ratio - spread, keep_ratio + spread
     if low <= 0 or high > 1:
         raise InputError(f"della: keep_ratio {keep_ratio} -+ spread {spread} leaves (0, 1]; lower the spread.")
-    width = rows.shape[1] // where.shape[0] if len(where.shape) > 1 else rows.shape[1]
+    width = row_length(where.shape)
     chances = np.linspace(low, high, width, dtype=np.float32) if width > 1 else np.full(1, keep_ratio, np.float32)
     step = max(1, RANKED // width) * width
-    for model, row in enumerate(rows.numpy()):
-        for start in range(0, len(row), step):
-            entries = row[start : start + step]
+    for model, vector in enumerate(task_vectors.numpy()):
+        for start in range(0, len(vector), step):
+            entries = vector[start : start + step]
             chance = np.empty((len(entries) // width, width), dtype=np.float32)
             np.put_along_axis(chance, _order(entries.reshape(-1, width)), chances[None], axis=1)
-            kept = uniforms(seed, where.name, model, start, len(entries)) < chance.reshape(-1)
+            kept = uniforms(seed, where.name, model, where.start + start, len(entries)) < chance.reshape(-1)
             entries *= kept
             entries /= chance.reshape(-1)
-    return rows
+    return task_vectors
 
 
 def _order(values: np.ndarray) -> np.ndarray:

@@ -79,6 +79,8 @@ def test_della_drops_small_entries_of_a_row_sooner(shape: tuple[int, ...]) -> No
     linear = sum(w * row for w, row in zip(WEIGHTS, kept, strict=True))
     assert torch.allclose(run(task_vectors, "della_linear", **options), linear, atol=1e-5)
     assert torch.allclose(run(task_vectors, "della", **options), agreeing(kept, WEIGHTS), atol=1e-5)
+    for chunk in (1, 32, 100):  # of whole rows at least
+        assert torch.equal(run(task_vectors, "della", chunk=chunk, **options), run(task_vectors, "della", **options))
 
 
 def test_della_ranks_a_large_matrix_in_parts() -> None:
@@ -91,6 +93,18 @@ def test_della_ranks_a_large_matrix_in_parts() -> None:
         chance = 0.1 + 0.8 * (low + 83) / 500
         assert abs(float((third != 0).float().mean()) - chance) < 5 * (0.25 / len(third)) ** 0.5
     assert abs(float(kept.mean() - task_vectors.mean())) < 0.01  # rescaled, so the expectation stays
+
+
+def test_any_part_of_a_tensor_is_merged_by_della_to_the_same_bits() -> None:
+    models = [{"w": vector} for vector in vectors(2)]
+    whole = run(vectors(2), "della", seed=4).flatten()
+    for start, stop in ((0, 5), (5, 31), (31, 62), (40, 372), (100, 101)):
+        merged = merge(models, base={"w": torch.zeros(SHAPE)}, method="della", seed=4, chunk=50)
+        pieces = [(first, piece.clone()) for _, first, piece in merged.pieces_of("w", start, stop)]
+        assert [first for first, _ in pieces] == [
+            start + sum(len(p) for _, p in pieces[:i]) for i in range(len(pieces))
+        ]
+        assert torch.equal(torch.cat([piece for _, piece in pieces]), whole[start:stop])
 
 
 def test_without_spread_della_is_dare() -> None:
