@@ -72,7 +72,7 @@ def breadcrumbs_ties(
     The other options as of `breadcrumbs`. Returns [c] float32.
     """
     check_weights("breadcrumbs_ties", weights, len(task_vectors))
-    return elect_and_merge(_between(task_vectors, statistics), weights, combine).mul_(scale).float()
+    return elect_and_merge(_between(task_vectors, statistics), weights, combine, scale)
 
 
 def _between(task_vectors: Tensor, statistics: dict[str, Any]) -> Tensor:

@@ -58,4 +58,4 @@ def dare_ties(
     """
     check_weights("dare_ties", weights, len(task_vectors))
     rows = drop_and_rescale(task_vectors, keep_ratio, seed, where)
-    return elect_and_merge(rows, weights, combine).mul_(scale).float()
+    return elect_and_merge(rows, weights, combine, scale)

@@ -45,7 +45,7 @@ def della(
     """
     check_weights("della", weights, len(task_vectors))
     rows = magprune(task_vectors, keep_ratio, spread, seed, where)
-    return elect_and_merge(rows, weights, combine).mul_(scale).float()
+    return elect_and_merge(rows, weights, combine, scale)
 
 
 @method("della_linear", needs_base=True, whole_rows=True, symmetric=False)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from mergeline.merging.parts import in_parts
 from mergeline.merging.registry import method
 from mergeline.merging.weights import check_weights
 
@@ -31,10 +32,14 @@ def fisher(
     import torch
 
     check_weights("fisher", weights, len(models))
-    merged = torch.zeros(models.shape[1:], dtype=torch.float64)
-    total = torch.zeros_like(merged)
-    for index, (model, importance) in enumerate(zip(models, evidence, strict=True)):
-        share = importance.double().clamp_(min=floor).mul_(1.0 if weights is None else weights[index])
-        total += share
-        merged += share.mul_(model)
-    return merged.div_(total).float()
+
+    def merge(part: Tensor, importance: Tensor) -> Tensor:
+        merged = part.new_zeros(part.shape[1], dtype=torch.float64)
+        total = torch.zeros_like(merged)
+        for index, (model, own) in enumerate(zip(part, importance, strict=True)):
+            share = own.double().clamp_(min=floor).mul_(1.0 if weights is None else weights[index])
+            total += share
+            merged += share.mul_(model)
+        return merged.div_(total)
+
+    return in_parts(merge, models, evidence)

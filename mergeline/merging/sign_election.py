@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from mergeline.merging.parts import in_parts
 from mergeline.merging.weights import weighted_sum
 
 if TYPE_CHECKING:
@@ -18,9 +19,13 @@ Elect = Literal["mass", "normmass", "normfrac", "none"]
 Combine = Literal["mean", "sum", "max"]
 
 
-def elect_and_merge(rows: Tensor, weights: Sequence[float] | None = None, combine: Combine = "mean") -> Tensor:
-    """Elect by mass, positive where the votes cancel, and merge what agrees: [n, c] float32, overwritten -> [c]."""
-    return merge_agreeing(rows, elected_sign(rows, "mass", weights), 1, weights, combine)
+def elect_and_merge(rows: Tensor, weights: Sequence[float] | None, combine: Combine, scale: float) -> Tensor:
+    """scale * what agrees with the sign elected by mass, positive where votes cancel: [n, c], overwritten -> [c]."""
+
+    def merge(part: Tensor) -> Tensor:
+        return merge_agreeing(part, elected_sign(part, "mass", weights), 1, weights, combine).mul_(scale)
+
+    return in_parts(merge, rows)
 
 
 def elected_sign(

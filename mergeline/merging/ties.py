@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeline.merging.inner_products import inner_products
 from mergeline.merging.options import KeepRatio
+from mergeline.merging.parts import PART, in_parts
 from mergeline.merging.registry import method
 from mergeline.merging.sign_election import Combine, Elect, elected_sign, merge_agreeing
 from mergeline.merging.trimming import magnitude_thresholds, zero_below
@@ -34,7 +35,7 @@ def trims_and_majority(
     trims = trims if rank >= 0 else [0.0] * len(trims)
 
     def trimmed() -> Iterator[Tensor]:
-        return (zero_below(chunk, trims) for chunk in chunks())
+        return (zero_below(part, trims) for chunk in chunks() for part in chunk.split(PART, dim=1))
 
     norms = []
     if elect in ("normmass", "normfrac"):
@@ -68,6 +69,10 @@ def ties(
     mass, shares of the norm or not at all, `combine` the mean, sum or largest of what agrees. Returns [c] float32.
     """
     check_weights("ties", weights, len(task_vectors))
-    rows = zero_below(task_vectors, statistics["trims"])
-    sign = elected_sign(rows, elect, weights, statistics["norms"])
-    return merge_agreeing(rows, sign, statistics["majority"], weights, combine).mul_(scale).float()
+
+    def merge(part: Tensor) -> Tensor:
+        kept = zero_below(part, statistics["trims"])
+        sign = elected_sign(kept, elect, weights, statistics["norms"])
+        return merge_agreeing(kept, sign, statistics["majority"], weights, combine).mul_(scale)
+
+    return in_parts(merge, task_vectors)
