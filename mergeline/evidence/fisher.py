@@ -22,7 +22,7 @@ def fisher_diagonal(
     logits: Callable[[Any], Tensor] | None = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Mean over examples of the squared gradients of the log-likelihood (Matena and Raffel 2022, section 3.2).
+    """Mean over examples of the squared gradients of the log-likelihood (Matena and Raffel 2022).
 
     module: a classifier; run in eval mode, example by example, and left as it was. batches: (inputs, labels [b] of
     integers), inputs a tensor [b, ...] or a mapping of named ones; how they are cut does not matter.

@@ -45,7 +45,7 @@ def breadcrumbs(
 ) -> Tensor:
     """The sum of the task vectors without their smallest entries and without their outliers.
 
-    tau = scale * sum_i w_i t_i,  t_i = tau_i where low_i <= |tau_i| <= high_i, else 0   (section 3 of the paper).
+    tau = scale * sum_i w_i t_i,  t_i = tau_i where low_i <= |tau_i| <= high_i, else 0.
     task_vectors: [n, c] float32. statistics: of the whole task vectors. keep_ratio: share that survives, below the
     outlier_ratio largest. scale: alpha. weights: n numbers, None is all 1. Returns [c] float32.
     """

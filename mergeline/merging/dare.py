@@ -29,7 +29,7 @@ def dare_linear(
 ) -> Tensor:
     """The sum of the task vectors after a random share of their entries is dropped and the rest rescaled.
 
-    tau = scale * sum_i w_i m_i tau_i / r,  m_i ~ Bernoulli(r)   (eq. 2 of the paper, drop rate p = 1 - r).
+    tau = scale * sum_i w_i m_i tau_i / r,  m_i ~ Bernoulli(r)   (the drop rate p of the paper is 1 - r).
     task_vectors: [n, c] float32. keep_ratio: r. scale: lambda. weights: n numbers, None is all 1. seed: of the masks,
     which belong to the tensor's name, the model's place and the entry. Returns [c] float32.
     """

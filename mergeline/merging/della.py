@@ -39,7 +39,7 @@ def della(
     """Entries are dropped at random, small ones sooner, and rescaled; those with the elected sign are averaged.
 
     t_i = m_i tau_i / r_i with m_i and r_i of `magprune`; s = sign(sum_i w_i t_i), + where that is 0;
-    tau = scale * sum_{i: sign(t_i) = s} w_i t_i / sum_{i: sign(t_i) = s} w_i   (Drop, Elect, Fuse: section 3).
+    tau = scale * sum_{i: sign(t_i) = s} w_i t_i / sum_{i: sign(t_i) = s} w_i   (the steps drop, elect and fuse).
     task_vectors: [n, c] float32, whole rows of a tensor. keep_ratio, spread, seed: see `magprune`. scale: lambda.
     weights: n numbers >= 0, None is all 1. combine: the mean or the sum of what agrees. Returns [c] float32.
     """
@@ -70,7 +70,7 @@ def della_linear(
 
 
 def magprune(task_vectors: Tensor, keep_ratio: float, spread: float, seed: int, where: Piece) -> Tensor:
-    """MAGPRUNE (section 3.1): each entry is kept with probability r_i, divided by it, else 0.
+    """MAGPRUNE: each entry is kept with probability r_i, divided by it, else 0.
 
     r_i rises evenly with the rank of |tau_i| in its row of the weight matrix, from keep_ratio - spread (smallest) to
     keep_ratio + spread (largest); the paper's epsilon is 2 * spread. A row is one output: [out, all else]; a vector is

@@ -25,7 +25,7 @@ def fisher(
 ) -> Tensor:
     """The average of the task models, each entry weighted by how much its model's predictions depend on it.
 
-    theta = sum_i w_i F_i theta_i / sum_i w_i F_i   (eq. 2 of the paper), F_i = max(diagonal Fisher of model i, floor).
+    theta = sum_i w_i F_i theta_i / sum_i w_i F_i,  F_i = max(diagonal Fisher of model i, floor).
     models, evidence: [n, c] float32, the models and their Fishers. weights: n numbers >= 0; None is all 1. floor: where
     no model depends on an entry the result is its average. Returns [c] float32.
     """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def model_stock(task_vectors: Tensor, *, statistics: dict[str, Any]) -> Tensor:
     """The mean of the task vectors, the shorter the less they agree: the point nearest to the centre of their cloud.
 
-    tau = t * sum_i tau_i / n,  t = n cos / (1 + (n - 1) cos), cos the cosine of two task vectors (section 4)
+    tau = t * sum_i tau_i / n,  t = n cos / (1 + (n - 1) cos), cos the cosine of two task vectors
     task_vectors: [n, c] float32. statistics: inner products of the whole task vectors. Returns [c] float32.
     """
     n = len(task_vectors)

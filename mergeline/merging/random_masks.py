@@ -32,7 +32,7 @@ def random_words(seed: int, name: str, model: int, start: int, count: int) -> np
 
 
 def drop_and_rescale(rows: Tensor, keep_ratio: float, seed: int, where: Piece) -> Tensor:
-    """Keep each entry with probability keep_ratio, divided by it, else 0: the expectation stays (DARE, eq. 2).
+    """Keep each entry with probability keep_ratio, divided by it, else 0: the expectation stays (DARE).
 
     rows: [n, c] float32, overwritten. where: the tensor and the index of its first entry.
     """

@@ -29,7 +29,7 @@ def regmean(
 ) -> Tensor:
     """Each layer's outputs stay as near as they can to those of the task models on their own data (least squares).
 
-    W = (sum_i W_i G_i) (sum_i G_i)^-1   (eq. 3 of the paper, for W [out, in]),  G_i = X_i^T X_i / rows of X_i
+    W = (sum_i W_i G_i) (sum_i G_i)^-1 for W [out, in],  G_i = X_i^T X_i / rows of X_i
     Convolutions are matrices [out, in * k * k]. Tensors without a Gram matrix, and what no data says, are averaged.
     models: [n, *shape] float32. evidence: G_i [n, in, in] float32, or None. alpha: factor of the off-diagonals of G_i;
     0 is an average weighted by input, 1 may be near singular. Returns [*shape] float32.

@@ -1,4 +1,4 @@
-"""TIES' last two steps (arXiv 2306.01708, section 4): the models elect a sign per entry; those that agree are merged.
+"""TIES' last two steps (arXiv 2306.01708): the models elect a sign per entry; those that agree are merged.
 
 Methods that drop entries in another way use the same election: `dare_ties`, `della`, `breadcrumbs_ties`. They have no
 majority of the whole vectors at hand: where the votes of an entry cancel, its positive values are merged.

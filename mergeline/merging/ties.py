@@ -63,7 +63,7 @@ def ties(
     """Each task keeps its largest entries; of those, the ones with the elected sign are averaged.
 
     t_i = tau_i where |tau_i| >= its trim, else 0;  s = sign(sum_i w_i t_i), the majority of all entries where that
-    is 0;  tau = scale * sum_{i: sign(t_i) = s} w_i t_i / sum_{i: sign(t_i) = s} w_i   (section 4 of the paper).
+    is 0;  tau = scale * sum_{i: sign(t_i) = s} w_i t_i / sum_{i: sign(t_i) = s} w_i.
     task_vectors: [n, c] float32. statistics: of the whole task vectors. keep_ratio: share that survives the trim.
     scale: lambda. weights: n numbers >= 0, None is all 1. elect, combine: as in the authors' program; `elect` by
     mass, shares of the norm or not at all, `combine` the mean, sum or largest of what agrees. Returns [c] float32.

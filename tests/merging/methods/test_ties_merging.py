@@ -59,7 +59,7 @@ def test_ties_average_and_sum_agree_with_the_authors_programs(oracle, case: str,
 
 
 def by_hand(vectors: Tensor, keep_ratio: float, weights: list[float]) -> Tensor:
-    """Entry by entry, as the paper's section 4 reads."""
+    """Entry by entry, as the paper reads."""
     n, d = vectors.shape
     kept = torch.zeros_like(vectors)
     for i in range(n):
