@@ -1,3 +1,16 @@
 """Merging: the methods, one file each, and the engine that feeds them tensors. Importing the package registers them."""
 
-from mergeline.merging import average, pcb, task_arithmetic  # noqa: F401
+from mergeline.merging import (  # noqa: F401
+    average,
+    breadcrumbs,
+    dare,
+    della,
+    fisher,
+    model_stock,
+    multi_slerp,
+    pcb,
+    regmean,
+    slerp,
+    task_arithmetic,
+    ties,
+)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mergeline.balancing.sums import sum_over_models
-from mergeline.errors import InputError
 from mergeline.merging.registry import method
+from mergeline.merging.weights import check_weights, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,13 +15,9 @@ if TYPE_CHECKING:
 
 @method("average", needs_base=False, idempotent=True)
 def average(models: Tensor, *, weights: Sequence[float] | None = None) -> Tensor:
-    """The mean of the task models, each with its weight.
+    """The mean of the task models, each with its weight: sum_i w_i theta_i / sum_i w_i.
 
     models: [n, c] float32. weights: n numbers >= 0, divided by their sum; None weighs all alike. Returns [c] float32.
     """
-    if weights is None:
-        return (sum_over_models(models) / len(models)).float()
-    if len(weights) != len(models) or min(weights) < 0 or sum(weights) == 0:
-        raise InputError(f"average: weights must be {len(models)} numbers >= 0, not all zero: {list(weights)}.")
-    precise = models.double()
-    return (sum_over_models(precise.new_tensor(weights)[:, None] * precise) / sum(weights)).float()
+    check_weights("average", weights, len(models))
+    return weighted_sum(models, weights).div_(len(models) if weights is None else math.fsum(weights)).float()

@@ -38,7 +38,7 @@ def merge(
     readers: Readers, state dicts or paths with the same tensors. base: the checkpoint they started from, or one per
     model; the *same object* (or path) given twice is one base. The result is the mean of the distinct bases (or the
     first, `onto`) plus the merged task vector; methods that need no base merge the tensors and leave it unread.
-    Tensors matching `average_only` are averaged (with the option `weights` of a method that has it); integer tensors
+    Tensors matching `average_only` are averaged (with the `weights` of a method that averages models); integer tensors
     and counters take the first model's value. Tensors that share storage in every checkpoint (`Reader.tied`) are merged
     once and share it in the result. Arithmetic is float32, rounded once to `out_dtype` (default: the first model's
     dtype, tensor by tensor). chunk: entries per model held at a time; it changes no bit of the result.

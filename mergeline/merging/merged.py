@@ -13,7 +13,7 @@ from mergeline.checkpoints.finite import is_finite
 from mergeline.errors import InputError
 from mergeline.merging.average import average
 from mergeline.merging.job import Job
-from mergeline.merging.registry import Piece
+from mergeline.merging.registry import Piece, row_length
 from mergeline.threads import on_one_thread
 
 
@@ -104,7 +104,8 @@ class MergedTensors(Iterator[tuple[str, Tensor]]):
         """(start, merged entries [c] float32) of one tensor, chunk by chunk: origin + kernel(rows)."""
         job, treatment = self._job, self._job.treatments[name]
         if treatment.kind == "averaged":
-            mean = partial(average, weights=treatment.options.get("weights"))
+            weights = None if job.method.needs_base else treatment.options.get("weights")
+            mean = partial(average, weights=weights)
             for chunk in job.inputs.without_bases().chunks(name, job.chunk, start, stop):
                 yield chunk.start, mean(chunk.rows)
             return
@@ -113,9 +114,13 @@ class MergedTensors(Iterator[tuple[str, Tensor]]):
         if job.method.whole_tensors:
             yield from self._whole(name, shape, kernel, start, stop)
             return
-        for chunk in job.inputs.chunks(name, job.chunk, start, stop):
+        row = max(1, row_length(shape)) if job.method.whole_rows else 1
+        first, last = start // row * row, -(-stop // row) * row
+        for chunk in job.inputs.chunks(name, max(job.chunk, row), first, last):
             given: dict[str, Any] = {"where": Piece(name, chunk.start, shape), "evidence": chunk.evidence}
-            yield chunk.start, self._on_base(kernel(chunk.rows, **self._taken(given)), chunk.bases)
+            values = self._on_base(kernel(chunk.rows, **self._taken(given)), chunk.bases)
+            skipped = max(start - chunk.start, 0)
+            yield chunk.start + skipped, values[skipped : stop - chunk.start]
 
     def _whole(
         self, name: str, shape: tuple[int, ...], kernel: Any, start: int, stop: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -36,6 +37,11 @@ class Piece:
     shape: tuple[int, ...]
 
 
+def row_length(shape: tuple[int, ...]) -> int:
+    """Entries of a row of a tensor taken as the matrix [shape[0], all else]; a vector or a scalar is one row."""
+    return prod(shape[1:]) if len(shape) > 1 else prod(shape)
+
+
 @dataclass(frozen=True)
 class Option:
     """One keyword of a kernel. annotation: any type that pydantic checks. default: REQUIRED where there is none."""
@@ -61,6 +67,7 @@ class Method:
     granularity: Granularity
     evidence: Evidence | None
     whole_tensors: bool
+    whole_rows: bool
     models: Models
     takes: frozenset[str]
     symmetric: bool
@@ -136,6 +143,7 @@ def method(
     granularity: Granularity = "model",
     evidence: Evidence | None = None,
     whole_tensors: bool = False,
+    whole_rows: bool = False,
     models: Models = (1, None),
     symmetric: bool = True,
     idempotent: bool = False,
@@ -144,7 +152,8 @@ def method(
     """Register a kernel `f(rows, *, option=default, ...) -> Tensor` under a name; the kernel itself is unchanged.
 
     The kernel: rows [n, c] float32 -> [c] float32, elementwise along the parameters; with `whole_tensors`
-    [n, *shape] -> [*shape]. rows are task vectors (model - base) where `needs_base`, else the task models. They lie in
+    [n, *shape] -> [*shape]; with `whole_rows` of whole rows of a tensor seen as the matrix [shape[0], all else] (a
+    vector is one row). rows are task vectors (model - base) where `needs_base`, else the task models. They lie in
     memory that is used again: a kernel may overwrite them, and may return them.
     Keywords that it gets where it declares them: `where`, the Piece it works on; `statistics`; `evidence`.
     statistics: `f(chunks, size, *, some of the options) -> dict` (JSON-able) of a group of tensors: chunks() iterates
@@ -174,6 +183,7 @@ def method(
             granularity,
             evidence,
             whole_tensors,
+            whole_rows,
             models,
             takes,
             symmetric,

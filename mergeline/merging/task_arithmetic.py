@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mergeline.balancing.sums import sum_over_models
 from mergeline.merging.registry import method
+from mergeline.merging.weights import check_weights, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @method("task_arithmetic", needs_base=True)
-def task_arithmetic(task_vectors: Tensor, *, scale: float = 0.3) -> Tensor:
-    """The sum of the task vectors times one number.
+def task_arithmetic(task_vectors: Tensor, *, scale: float = 0.3, weights: Sequence[float] | None = None) -> Tensor:
+    """The sum of the task vectors, each with its weight, times one number: scale * sum_i w_i tau_i.
 
-    task_vectors: [n, c] float32. scale: lambda. Returns the merged task vector [c] float32.
+    task_vectors: [n, c] float32. scale: lambda. weights: n numbers, a negative one forgets a task; None is all 1.
+    Returns the merged task vector [c] float32.
     """
-    return (scale * sum_over_models(task_vectors)).float()
+    check_weights("task_arithmetic", weights, len(task_vectors), signed=True)
+    return weighted_sum(task_vectors, weights).mul_(scale).float()

@@ -1,0 +1,76 @@
+"""Gram matrices of the inputs of linear layers and convolutions, for RegMean (arXiv 2212.09849)."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mergeline.errors import InputError
+from mergeline.evidence.measuring import evaluation_mode, names_of, on_device
+from mergeline.similarity.correlation import gram
+
+ENTRIES = 1 << 22  # of a layer's unfolded inputs, held at a time
+
+
+def gram_matrices(module: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
+    """X^T X / rows of X for the weight of every Linear and Conv2d that the batches reach, by the weight's name.
+
+    module: run in eval mode and left as it was. batches: inputs, tuples whose first item is the input, or mappings of
+    named inputs. A row of X is one input vector of a linear layer; of a convolution, one patch [in * k * k] in the
+    order of the flattened weight. Grouped convolutions are left out: their weight is no one matrix. A weight that is
+    used several times sees the rows of all uses. Products are float32, their sums float64; the result is float32.
+    InputError where there is no batch or a result is not finite.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d) and _groups(layer) == 1]
+    sums: dict[int, Tensor] = {}
+    counts: dict[int, int] = {}
+
+    def observe(layer: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        weight = id(layer.weight)
+        for rows in _rows(layer, positional[0] if positional else named["input"]):  # [in, rows]
+            products = gram(rows).double()
+            sums[weight] = sums[weight].add_(products) if weight in sums else products
+            counts[weight] = counts.get(weight, 0) + rows.shape[1]
+
+    hooks = [layer.register_forward_pre_hook(observe, with_kwargs=True) for layer in layers]
+    seen = False
+    try:
+        with evaluation_mode(module), torch.no_grad():
+            for batch in batches:
+                positional, named = on_device(batch[0] if isinstance(batch, tuple | list) else batch, module)
+                module(*positional, **named)
+                seen = True
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        raise InputError("Gram matrices: there are no batches to measure them on.")
+    names = names_of(module)
+    found = {name: (total / counts[key]).float() for key, total in sums.items() for name in names[key]}
+    for name, matrix in found.items():
+        if not matrix.isfinite().all():
+            raise InputError(f"Gram matrices: that of {name!r} is not finite; check the weights and inputs.")
+    return dict(sorted(found.items()))
+
+
+def _groups(layer: nn.Module) -> int:
+    return getattr(layer, "groups", 1)
+
+
+def _rows(layer: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
+    """The vectors that a layer multiplies its weight with, as columns [in, rows] float32, a bounded number at once."""
+    if isinstance(layer, nn.Linear):
+        for part in inputs.reshape(-1, layer.in_features).split(max(1, ENTRIES // layer.in_features)):
+            yield part.float().T
+        return
+    assert isinstance(layer, nn.Conv2d)
+    images = inputs if inputs.dim() == 4 else inputs[None]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padding = layer._reversed_padding_repeated_twice  # as functional.pad takes it, "same" worked out
+    kernel, size = layer.kernel_size, images[:1].numel() * layer.kernel_size[0] * layer.kernel_size[1]
+    for part in images.split(max(1, ENTRIES // max(1, size))):
+        padded = functional.pad(part.float(), padding, mode=mode)
+        patches = functional.unfold(padded, kernel, dilation=layer.dilation, stride=layer.stride)  # [b, in * k * k, l]
+        yield patches.transpose(0, 1).flatten(1)

@@ -1,0 +1,36 @@
+"""Running a module to measure it, and leaving it as it was."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Every layer in eval mode (dropout off, BatchNorm by its running statistics); afterwards each as it was."""
+    modes = [(layer, layer.training) for layer in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
+def on_device(inputs: Any, module: nn.Module) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    """Positional and named inputs of a call, on the module's device. inputs: a tensor, or a mapping of named ones."""
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    if isinstance(inputs, Tensor):
+        return (inputs.to(device),), {}
+    return (), {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+def names_of(module: nn.Module) -> dict[int, list[str]]:
+    """id of each parameter -> all names that it has: tied parameters have several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return names
