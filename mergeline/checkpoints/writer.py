@@ -64,9 +64,9 @@ def _stream(
     """Anything that can be written, as a stream."""
     if isinstance(tensors, TensorStream):
         return tensors
-    if type(tensors) is dict:
+    if isinstance(tensors, dict):
         return HeldTensors(tensors, target)
-    if isinstance(tensors, Mapping):  # a Reader, say: a tensor exists while it is looked at
+    if isinstance(tensors, Mapping):  # a Reader, say: its tensors exist while they are looked at
         return SpooledTensors(((name, tensors[name]) for name in sorted(tensors, key=str)), dtype, target, spool)
     return SpooledTensors(tensors, dtype, target, spool)
 
