@@ -60,7 +60,8 @@ def _show_plan(plan: Plan) -> None:
     print(f"{plan.name}: {len(plan.task_models)} task models, {len(plan.bases)} bases, {len(plan.tasks)} tasks")
     if aligns(plan) and plan.align:
         print(f"align {', '.join(plan.families[1:])} to {plan.families[0]} in {plan.align.space} space")
-    print(f"merge by {plan.merge.method} {plan.merge.options or ''}, publish into {plan.output}; rows of the table:")
+    options = {**plan.merge.options, **plan.merge.grouping} or ""
+    print(f"merge by {plan.merge.method} {options}, publish into {plan.output}; rows of the table:")
     for row in comparison_rows(plan):
         print(f"  {row.label:<48} {row.kind} of {', '.join(row.members)}")
 

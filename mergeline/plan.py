@@ -97,6 +97,20 @@ class Merge(BaseModel):
         default="mean", description="where the merged task vector is added: mean of the bases, or the first"
     )
     out_dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    granularity: Literal["model", "layer", "tensor"] | None = Field(
+        default=None,
+        description="which tensors compete with each other, or are ranked together; the method's own choice",
+    )
+    options_by_pattern: dict[str, dict[str, Any]] = Field(
+        default={},
+        description="options for the tensors whose names match ('*.mlp.*': {keep_ratio: 0.2}); the last wins",
+    )
+
+    @property
+    def grouping(self) -> dict[str, Any]:
+        """What else the engine is told beside the options of the method; nothing where nothing was said."""
+        named = {"granularity": self.granularity, "options_by_pattern": self.options_by_pattern}
+        return {key: value for key, value in named.items() if value}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from mergeline.errors import InputError, nearest
 from mergeline.merging import registry
+from mergeline.merging.patterns import pattern_faults
+from mergeline.plan import Merge
 from mergeline.plan_surroundings import address_faults, architecture_faults, column_faults, output_faults
 
 RESERVED = ("merged", "ensemble", "average", "aligned-average", "unaligned-mean", "unaligned-first")
@@ -135,7 +137,7 @@ def _align_faults(raw: dict[str, Any]) -> Iterator[str]:
 def _merge_faults(merge: Any, checkpoints: list[dict[str, Any]]) -> Iterator[str]:
     if not isinstance(merge, dict):
         return
-    options = {key: value for key, value in merge.items() if key not in ("method", "onto", "out_dtype")}
+    options = {key: value for key, value in merge.items() if key not in Merge.model_fields}
     try:
         method = registry.get(str(merge.get("method", "pcb")))
     except InputError as fault:
@@ -143,6 +145,11 @@ def _merge_faults(merge: Any, checkpoints: list[dict[str, Any]]) -> Iterator[str
         return
     for name, sentence in method.option_faults(options).items():
         yield f"merge.{name}: {sentence}"
+    if merge.get("granularity") is not None and method.statistics is None:
+        yield f"merge.granularity: '{method.name}' gathers no statistics, so it has no granularity; leave it out"
+    if isinstance(by_pattern := merge.get("options_by_pattern"), dict):
+        for pattern, sentence in pattern_faults(method, by_pattern).items():
+            yield f"merge.options_by_pattern[{pattern!r}]: {sentence}"
     if method.needs_base:
         bases = _base_names(checkpoints)
         for i, entry in enumerate(checkpoints):

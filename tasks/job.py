@@ -88,6 +88,12 @@ class Job:
 
         read = get(row.merge.method).statistics_options
         options = {name: value for name, value in row.merge.options.items() if name in read}
+        by_pattern = {
+            pattern: {name: value for name, value in own.items() if name in read}
+            for pattern, own in row.merge.options_by_pattern.items()
+        }
+        grouping = {"options_by_pattern": {pattern: own for pattern, own in by_pattern.items() if own}}
+        options |= {name: value for name, value in (row.merge.grouping | grouping).items() if value}
         return {"inputs": inputs, "method": row.merge.method, "options": options}
 
     def calibrated(self, model: ArtifactRef, domain: Domain | None = None) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def merge_models(name: str, inputs: MergeInputs, coefficients: ArtifactRef | Non
         onto=merge.onto,
         out_dtype=getattr(torch, merge.out_dtype) if merge.out_dtype else None,
         statistics=statistics,
+        **merge.grouping,
         **merge.options,
     )
     return put_file(lambda path: write_checkpoint(path, tensors), ".safetensors", "checkpoint", name=name)

@@ -55,6 +55,11 @@ def test_overrides_reach_every_depth():
     [
         ("merge.keep_ration=0.2", "merge.keep_ration: method 'pcb' has no option 'keep_ration'; did you"),
         ("merge.keep_ratio=1.5", "merge.keep_ratio: .*less than or equal to 1"),
+        ("merge.granularity=layers", "merge.granularity: 'layers' is not one of .*; did you mean 'layer'"),
+        (
+            "merge.options_by_pattern={'*.mlp.*': {keep_ration: 0.2}}",
+            r"merge.options_by_pattern\['\*\.mlp\.\*'\]: method 'pcb' has no option 'keep_ration'; did you mean",
+        ),
         ("merge.method=pbc", "merge.method: .*'pbc' does not exist; did you mean 'pcb'"),
         ("align.ballance=0.2", "align.ballance: unknown key; did you mean 'balance'"),
         ("align.balance_search={balances: []}", "align.balance_search.balances: "),

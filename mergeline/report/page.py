@@ -97,7 +97,7 @@ def _stages(plan: Plan, facts: Facts) -> str:
         pairs = zip(plan.task_models, bounds, whole["threshold"], strict=True)
         rows = "; ".join(f"{model.name} |tau| <= {bound:.2e}, score > {score:.2f}" for model, bound, score in pairs)
         lines.append(f"- **PCB coefficients**: magnitudes are clipped and scores up to a threshold dropped: {rows}.")
-    options = ", ".join(f"{key} {value}" for key, value in plan.merge.options.items())
+    options = ", ".join(f"{key} {value}" for key, value in {**plan.merge.options, **plan.merge.grouping}.items())
     lines.append(f"- **Merge**: {plan.merge.method}{f' ({options})' if options else ''}, onto the {plan.merge.onto}.")
     lines.append(f"- **Evaluation**: {len(plan.tasks)} tasks.")
     return "\n".join(lines)
