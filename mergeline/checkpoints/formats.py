@@ -89,7 +89,6 @@ def _aliases(metadata: Mapping[str, str], stored: Container[str]) -> dict[str, s
     return {name: kept for name, kept in names.items() if name != "format"}  # 'format': 'pt', even of a tensor 'pt'
 
 
-
 class ShardedReader(Reader):
     """Several files, found through `<model>.safetensors.index.json` or `<model>.bin.index.json`.
 

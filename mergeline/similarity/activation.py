@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from mergeline.errors import InputError
-from mergeline.similarity.correlation import correlation, gram
+from mergeline.similarity.correlation import add_products, correlation
 from mergeline.symmetry.symmetry import Symmetry
 from mergeline.symmetry.tap import Consumers, Tap, choose_sites, model_inputs
 from mergeline.symmetry.units import units_apart
 
 FIRST_SAMPLES = 1024
 """How many samples tell about where the mean of a unit is."""
+
+AT_ONCE = 1 << 20
+"""How many numbers are multiplied at once."""
 
 
 @dataclass
@@ -46,13 +49,12 @@ class Moments:
         if not count:
             return
         shift = self.mean.float() if self.count else torch.cat([_first_mean(part, unit_dims) for part in parts])
-        centred = scratch.rows(len(shift), count, parts[0].stride(unit_dims - 1) != 1, parts[0].device)
-        _subtract(parts, unit_dims, shift, centred)
-        rest = centred.mean(dim=1)
-        if not rest.isfinite().all():
-            _subtract([part.float().nan_to_num(0.0, 0.0, 0.0) for part in parts], unit_dims, shift, centred)
-            rest = centred.mean(dim=1)
-        self._add(count, shift.double() + rest.double(), gram(centred).double().addr_(rest, rest, alpha=-count))
+        sums, products = _sums(parts, unit_dims, shift, scratch)
+        if not sums.isfinite().all():
+            zeroed = [part.float().nan_to_num(0.0, 0.0, 0.0) for part in parts]
+            sums, products = _sums(zeroed, unit_dims, shift, scratch)
+        rest = sums / count
+        self._add(count, shift.double() + rest, products.double().addr_(rest, rest, alpha=-count))
 
     def _add(self, count: int, mean: Tensor, products: Tensor) -> None:
         """Add the moments of other samples (Chan et al. 1979)."""
@@ -94,6 +96,24 @@ def _first_mean(part: Tensor, unit_dims: int) -> Tensor:
     first = part.narrow(unit_dims, 0, min(several, part.shape[unit_dims]))
     first = first.flatten(unit_dims).flatten(0, unit_dims - 1).float().nan_to_num(0.0, 0.0, 0.0)
     return first[:, 0] + (first - first[:, :1]).mean(dim=1)
+
+
+def _sums(parts: Sequence[Tensor], unit_dims: int, shift: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
+    """Sums (float64 [units]) and products of any two (float32 [units, units]) of all units' samples less their shift.
+
+    A few samples are taken at a time, so that they are still in the cache when they are multiplied.
+    """
+    length, positions = parts[0].shape[unit_dims], math.prod(parts[0].shape[unit_dims + 1 :])
+    by_unit = parts[0].stride(unit_dims - 1) != 1
+    step = max(1, AT_ONCE // (len(shift) * positions))
+    sums, products = shift.new_zeros(len(shift), dtype=torch.float64), shift.new_zeros(len(shift), len(shift))
+    for first in range(0, length, step):
+        some = [part.narrow(unit_dims, first, min(step, length - first)) for part in parts]
+        samples = scratch.rows(len(shift), some[0].shape[unit_dims] * positions, by_unit, shift.device)
+        _subtract(some, unit_dims, shift, samples)
+        sums += samples.sum(dim=1)
+        add_products(products, samples)
+    return sums, products
 
 
 def _subtract(parts: Sequence[Tensor], unit_dims: int, shift: Tensor, out: Tensor) -> None:
