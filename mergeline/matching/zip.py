@@ -59,8 +59,15 @@ class _Merge(NamedTuple):
     similarity: float
 
 
+UNKNOWN = -1
+"""In the place of a row's largest entry: it is to be looked for again, and not larger than what is noted."""
+
+
 class _Search:
-    """The similarity of the units that are left, each row with its largest entry and the first place of that."""
+    """The similarity of the units that are left, each row with its largest entry and the first place of that.
+
+    A row whose largest entry is gone is not searched before it seems the largest of all: few ever do.
+    """
 
     def __init__(self, similarity: Similarity, origin: Indices, budgets: Indices) -> None:
         self.similarity = (similarity + similarity.T) / 2  # products of matrices may differ in the last bits
@@ -73,20 +80,32 @@ class _Search:
 
     def merge(self, decay: float) -> _Merge:
         """Merge the most alike pair."""
-        first = int(self.largest.argmax())
+        first = self._row_of_largest()
         second = int(self.place[first])  # symmetric: the first largest entry lies above the diagonal
         value = float(self.largest[first])
-        if value == -np.inf:
-            raise InputError(
-                "zip: the budgets of merges within a model end before enough units are merged; raise the budget, or "
-                "lower reduce"
-            )
         self._replace(first, second, decay)
         within = self.origin[first] == self.origin[second]
         self.origin[second] = -1
         if within:
             self._spend(int(self.origin[first]))
         return _Merge(first, second, value)
+
+    def _row_of_largest(self) -> int:
+        """The first row with the largest entry of all."""
+        while True:
+            row = int(self.largest.argmax())
+            if self.largest[row] == -np.inf:
+                raise InputError(
+                    "zip: the budgets of merges within a model end before enough units are merged; raise the budget, "
+                    "or lower reduce"
+                )
+            if self.place[row] != UNKNOWN:
+                return row
+            self._look_up(row)
+
+    def _look_up(self, row: int) -> None:
+        place = self.similarity[row].argmax()
+        self.place[row], self.largest[row] = place, self.similarity[row, place]
 
     def _replace(self, first: int, second: int, decay: float) -> None:
         """Put the merged unit in the place of the first, and nothing in the place of the second."""
@@ -99,16 +118,15 @@ class _Search:
         changed[first] = changed[second] = -np.inf
         similarity[first] = similarity[:, first] = changed
         similarity[:, second] = -np.inf
-        largest[second], place[second] = -np.inf, -1
+        largest[second] = -np.inf
         self.gone += 1
-        lost = (place == first) | (place == second)  # the first, too: its place was the second
+        place[(place == first) | (place == second)] = UNKNOWN
         # only then has the merged unit become the most alike to another (what is gone, -inf, always counts here)
         if np.count_nonzero(changed >= largest) > self.gone:
             rows = ((changed >= largest) & (changed > -np.inf)).nonzero()[0]
             rows = rows[(changed[rows] > largest[rows]) | (first <= place[rows])]
             largest[rows], place[rows] = changed[rows], first
-            lost[rows] = False
-        self._search_rows(lost.nonzero()[0])
+        self._look_up(first)
 
     def _spend(self, model: int) -> None:
         """One merge within a model less; after the last, its units may not merge with each other."""
@@ -116,9 +134,4 @@ class _Search:
         if self.budgets[model] <= 0:
             units = np.flatnonzero(self.origin == model)
             self.similarity[np.ix_(units, units)] = -np.inf
-            self._search_rows(units)
-
-    def _search_rows(self, rows: Indices) -> None:
-        searched = self.similarity[rows]
-        self.place[rows] = searched.argmax(axis=1)
-        self.largest[rows] = searched.max(axis=1)
+            self.place[units] = UNKNOWN

@@ -36,7 +36,7 @@ class Totals:
     def add(self, columns: Tensor, sign: int) -> None:
         """Add columns [n * units, any number] to the rows, or take them off."""
         add_products(self.products, columns, sign)
-        self.sums.add_(columns.sum(dim=1, dtype=torch.float64), alpha=sign)
+        self.sums.add_(columns.sum(dim=1).double(), alpha=sign)
 
     def correlation(self) -> Tensor:
         """Pearson correlation of any two rows, float64 [n * units, n * units]."""
@@ -75,6 +75,21 @@ class Change:
         return Change(units, parts[0], parts[1], (sizes[0], sizes[1]))
 
 
+@dataclass(frozen=True)
+class Block:
+    """The columns that one tensor gives to the rows of a group.
+
+    around: the families that decide how they are ordered. dim: the only other axis of the tensor on which units move,
+    where it is one of a single family; otherwise none. columns: how many, per unit of that axis if there is one.
+    """
+
+    axis: Axis
+    around: tuple[str, ...]
+    dim: int | None
+    columns: int
+    all_columns: int
+
+
 class ZippedRows:
     """`WeightRows.full` for a search that asks again and again.
 
@@ -84,27 +99,38 @@ class ZippedRows:
 
     def __init__(self, rows: WeightRows) -> None:
         self._rows, self._symmetry = rows, rows.symmetry
+        self._blocks = {group: [self._block(axis) for axis in rows.axes(group)] for group in rows.symmetry.groups}
         self._totals: dict[str, Totals] = {}
 
     def similarity(self, group: str, permutations: Sequence[Permutations], fold: Fold) -> Tensor:
         """Correlation of the weights of all units of a group in all models, float64 [n * units, n * units]."""
-        axes = self._rows.axes(group)
-        families = {family: None for axis in axes for family in self._around(axis)}
+        blocks = self._blocks[group]
         around: dict[str, Standing] = {
-            family: (fold.zips.get(family), *(orders[family] for orders in permutations)) for family in families
+            family: (fold.zips.get(family), *(orders[family] for orders in permutations))
+            for family in dict.fromkeys(family for block in blocks for family in block.around)
         }
         total = self._totals.get(group)
         changes = _changes(total.around, around) if total else None
-        if total is None or changes is None or not self._is_worth_it(axes, changes):
+        if total is None or changes is None or not _is_worth_it(blocks, changes):
             total = self._anew(group, permutations, fold)
         else:
             for sign in (-1, 1):
-                columns = list(self._columns(axes, changes, fold, sign))
+                columns = list(self._columns(blocks, changes, fold, sign))
                 if columns:
                     total.add(torch.cat(columns, dim=1), sign)
         total.around = around
         self._totals[group] = total
         return total.correlation()
+
+    def _block(self, axis: Axis) -> Block:
+        layout, shape = self._symmetry.parameters[axis.param], self._rows.readers[0].shape(axis.param)
+        linked = self._rows.own_axis(layout, axis) is None
+        dims = [dim for dim in range(len(layout.dims)) if linked or dim != axis.dim]
+        around = tuple(family for dim in dims for family in families_of(layout.dims[dim]))
+        moving = [dim for dim in dims if not isinstance(layout.dims[dim], Fixed)]
+        dim = moving[0] if not linked and len(moving) == 1 and isinstance(layout.dims[moving[0]], Units) else None
+        columns = math.prod(shape) // shape[axis.dim]
+        return Block(axis, around, dim, columns // shape[dim] if dim is not None else columns, columns)
 
     def _anew(self, group: str, permutations: Sequence[Permutations], fold: Fold) -> Totals:
         rows = torch.cat([self._rows.rows(model, group, orders, fold) for model, orders in enumerate(permutations)])
@@ -113,52 +139,37 @@ class ZippedRows:
         total.add(rows, 1)
         return total
 
-    def _is_worth_it(self, axes: Iterable[Axis], changes: Mapping[str, Change]) -> bool:
-        """Whether less columns changed than there are; no, where a change is not that of a whole axis alone."""
-        changed, columns = 0.0, 0.0
-        for axis in axes:
-            shape = self._rows.readers[0].shape(axis.param)
-            rest = math.prod(shape) / shape[axis.dim]
-            columns += rest
-            for family in changes.keys() & self._around(axis):
-                dim = self._dim_of(family, axis)
-                if dim is None:
-                    return False
-                changed += rest / shape[dim] * sum(len(sizes) for sizes in changes[family].sizes)
-        return changed < columns
+    def _columns(
+        self, blocks: Iterable[Block], changes: Mapping[str, Change], fold: Fold, sign: int
+    ) -> Iterator[Tensor]:
+        """The columns [n * units, ...] of the merged units that are gone (-1) or new (1), block by block."""
+        for block in blocks:
+            if block.dim is None or block.around[0] not in changes:
+                continue
+            dim, change, layout = block.dim, changes[block.around[0]], self._symmetry.parameters[block.axis.param]
+            places, sizes = (change.after, change.sizes[1]) if sign > 0 else (change.before, change.sizes[0])
+            share = fold.share(sizes).reshape([-1 if j == dim else 1 for j in range(len(layout.dims))])
+            rows = []
+            for model, (units, index) in enumerate(zip(change.units, places, strict=True)):
+                tensor = self._rows.read(model, block.axis.param)
+                tensor = tensor.index_select(dim, units.to(tensor.device))
+                folded = add_up(tensor, dim, index.to(tensor.device), len(sizes))
+                if fold.is_shared(layout.roles[dim]):
+                    folded *= share.to(tensor.device)
+                rows.append(units_first(folded, block.axis.span, self._symmetry.sizes))
+            yield torch.cat(rows)
 
-    def _around(self, axis: Axis) -> list[str]:
-        """The families that decide how the weights of a unit on this axis are ordered."""
-        layout = self._symmetry.parameters[axis.param]
-        linked = self._rows.own_axis(layout, axis) is None
-        dims = [dim for dim in range(len(layout.dims)) if linked or dim != axis.dim]
-        return [family for dim in dims for family in families_of(layout.dims[dim])]
 
-    def _dim_of(self, family: str, axis: Axis) -> int | None:
-        """The only other axis of the tensor on which units move, if it is one of this family alone."""
-        layout = self._symmetry.parameters[axis.param]
-        moving = [dim for dim, other in enumerate(layout.dims) if dim != axis.dim and not isinstance(other, Fixed)]
-        simple = self._rows.own_axis(layout, axis) is not None and len(moving) == 1
-        return moving[0] if simple and layout.dims[moving[0]] == Units(family) else None
-
-    def _columns(self, axes: Iterable[Axis], changes: Mapping[str, Change], fold: Fold, sign: int) -> Iterator[Tensor]:
-        """The columns [n * units, ...] of the merged units that are gone (-1) or new (1), axis by axis."""
-        for axis in axes:
-            layout = self._symmetry.parameters[axis.param]
-            for family in changes.keys() & self._around(axis):
-                dim, change = self._dim_of(family, axis), changes[family]
-                assert dim is not None  # it would not be worth it
-                places, sizes = (change.after, change.sizes[1]) if sign > 0 else (change.before, change.sizes[0])
-                share = fold.share(sizes).reshape([-1 if j == dim else 1 for j in range(len(layout.dims))])
-                rows = []
-                for model, (units, index) in enumerate(zip(change.units, places, strict=True)):
-                    tensor = self._rows.read(model, axis.param)
-                    tensor = tensor.index_select(dim, units.to(tensor.device))
-                    folded = add_up(tensor, dim, index.to(tensor.device), len(sizes))
-                    if fold.is_shared(layout.roles[dim]):
-                        folded *= share.to(tensor.device)
-                    rows.append(units_first(folded, axis.span, self._symmetry.sizes))
-                yield torch.cat(rows)
+def _is_worth_it(blocks: Iterable[Block], changes: Mapping[str, Change]) -> bool:
+    """Whether fewer columns changed than there are; no, where a change is not that of one whole axis."""
+    changed, columns = 0, 0
+    for block in blocks:
+        columns += block.all_columns
+        for family in changes.keys() & set(block.around):
+            if block.dim is None:
+                return False
+            changed += block.columns * sum(len(sizes) for sizes in changes[family].sizes)
+    return changed < columns
 
 
 def _changes(before: Mapping[str, Standing], now: Mapping[str, Standing]) -> dict[str, Change] | None:
