@@ -66,6 +66,8 @@ class Job:
         assert self.method.statistics
         settings = self.treatments[names[0]].options
         options = {name: settings[name] for name in self.method.statistics_options}
+        if self.method.knows_groups:
+            options["whole"] = group == MODEL
         try:
             return self.method.statistics(lambda: self.inputs.rows(names, self.chunk), self._size(names), **options)
         except InputError as error:

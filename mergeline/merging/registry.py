@@ -80,6 +80,11 @@ class Method:
         return (inspect.getdoc(self.kernel) or "").partition("\n")[0]
 
     @property
+    def knows_groups(self) -> bool:
+        """Whether its statistics are told if a group is the `whole` model: a small group may be treated otherwise."""
+        return self.statistics is not None and "whole" in _keywords(self.statistics)
+
+    @property
     def statistics_options(self) -> list[str]:
         """The options that its statistics depend on; the others may change without a new statistics pass."""
         return [name for name in _keywords(self.statistics) if name in self.options] if self.statistics else []
@@ -156,8 +161,8 @@ def method(
     vector is one row). rows are task vectors (model - base) where `needs_base`, else the task models. They lie in
     memory that is used again: a kernel may overwrite them, and may return them.
     Keywords that it gets where it declares them: `where`, the Piece it works on; `statistics`; `evidence`.
-    statistics: `f(chunks, size, *, some of the options) -> dict` (JSON-able) of a group of tensors: chunks() iterates
-    over its rows as [n, c] float32 pieces, each valid until the next is taken; size is their length together.
+    statistics: `f(chunks, size, *, some of the options[, whole]) -> dict` (JSON-able) of a group of tensors: chunks()
+    iterates over its rows as [n, c] float32 pieces, each valid until the next is taken; size is their length together.
     granularity: which tensors are one group unless the user says otherwise.
     evidence: "fisher": one number per parameter, [n, c] float32 like the rows. "gram": the products of the inputs of a
     weight, [n, in, in] float32, or None for a tensor without one.

@@ -262,8 +262,9 @@ def test_the_pre_flight_tells_what_each_pattern_reaches() -> None:
 
 
 def test_the_group_in_which_statistics_fail_is_named() -> None:
-    with pytest.raises(InputError, match=r"head: PCB: keep_ratio 0\.1 keeps none of 9 parameters"):
-        merged_blocks(granularity="layer")
+    huge = [{**model, "head.weight": model["head.weight"] * 1e30} for model in BLOCK_MODELS]
+    with pytest.raises(InputError, match=r"^head: PCB: the task vectors are too large"):
+        dict(merge(huge, base=BLOCK_BASE, method="pcb", keep_ratio=0.5, granularity="layer"))
 
 
 @pytest.mark.parametrize(
@@ -328,3 +329,16 @@ def test_a_wide_row_is_read_in_parts(tmp_path: Path) -> None:
     pieces = [(start, len(piece)) for _, start, piece in merge(paths, method="average", chunk=300).pieces()]
     assert pieces == [(0, 300), (300, 300), (600, 300), (900, 100)]
     assert_equal(dict(merge(paths, method="average", chunk=300)), dict(merge(states, method="average")))
+
+
+@pytest.mark.parametrize("granularity", ["layer", "tensor"])
+@pytest.mark.parametrize("variant", ["reference", "pairwise", "paper"])
+def test_small_groups_do_not_fail_a_merge(granularity, variant):
+    """A bias of three numbers keeps its strongest entry, where the whole model would refuse the ratio."""
+    base = {"layer.weight": torch.zeros(40, 10), "layer.bias": torch.zeros(3), "scalar": torch.zeros(())}
+    generator = torch.Generator().manual_seed(0)
+    models = [{name: torch.randn(x.shape, generator=generator) for name, x in base.items()} for _ in range(2)]
+    options = {"variant": variant, "keep_ratio": 0.05, "granularity": granularity}
+    merged = dict(merge(models, base=base, method="pcb", **options))
+    assert merged["layer.bias"].count_nonzero() in (1, 2) if granularity == "tensor" else True
+    assert 0 < merged["layer.weight"].count_nonzero() <= 2 * 0.05 * 400 + 4
