@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from mergeline.merging.merged import MergedTensors
 
 FORGOTTEN = 7 * 24 * 3600  # seconds after which the draft of a merge that nobody took up again is removed
-_at_once = BoundedSemaphore(os.cpu_count() or 1)  # ranges of this process: each holds a chunk of every model
+_at_once = BoundedSemaphore(os.cpu_count() or 1)
 
 
 class MergeInputs(BaseModel):
@@ -100,6 +102,14 @@ def has_coefficients(merge: Merge) -> bool:
     return get(merge.method).statistics is not None
 
 
+@contextmanager
+def _one_of_few() -> Iterator[None]:
+    """One thread's arithmetic, in as many ranges at once as there are processors: each holds a chunk of every model."""
+    with _at_once:
+        use_one_thread()
+        yield
+
+
 def evidence_of(merge: Merge) -> str | None:
     """What the method must have measured of each model: "fisher", "gram", or nothing."""
     from mergeline.merging.registry import get
@@ -148,23 +158,8 @@ def merge_range(
     number: int, count: int, name: str, inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge
 ) -> None:
     """Compute the range `number` of `count` of a merge into its draft, unless an earlier attempt has."""
-    from mergeline.checkpoints.files import output_name
-    from mergeline.errors import InputError
-    from mergeline.merging.work import split, write_part
-
-    use_one_thread()
-    with _at_once:
-        tensors = _merged(inputs, coefficients, merge)
-        parts = split(tensors, count)
-        if number >= len(parts):  # whole tensors do not fill them all
-            return
-        draft = _draft(name, inputs, coefficients, merge)
-        file = output_name(inputs.like()[0].path)
-        try:
-            write_part(_layout(draft, tensors, file, shard_size(file, merge.max_shard_size)), tensors, parts[number])
-        except InputError:  # the models are at fault: no attempt would end otherwise
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+    with _one_of_few():
+        _write_range(number, count, name, inputs, coefficients, merge)
 
 
 def _merged(inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge) -> MergedTensors:
@@ -186,6 +181,26 @@ def _merged(inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge)
         **merge.grouping,
         **merge.options,
     )
+
+
+def _write_range(
+    number: int, count: int, name: str, inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge
+) -> None:
+    from mergeline.checkpoints.files import output_name
+    from mergeline.errors import InputError
+    from mergeline.merging.work import split, write_part
+
+    tensors = _merged(inputs, coefficients, merge)
+    parts = split(tensors, count)
+    if number >= len(parts):  # whole tensors do not fill them all
+        return
+    draft = _draft(name, inputs, coefficients, merge)
+    file = output_name(inputs.like()[0].path)
+    try:
+        write_part(_layout(draft, tensors, file, shard_size(file, merge.max_shard_size)), tensors, parts[number])
+    except InputError:  # the models are at fault: no attempt would end otherwise
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def _draft(name: str, inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge) -> Path:

@@ -31,19 +31,18 @@ class Facts:
 
 def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str) -> str:
     """Markdown of the whole report; `chart` is the picture's file name beside it."""
-    measured = [
-        _verdict(plan, comparison),
-        f"![accuracy of every row]({chart})",
-        markdown_table(comparison),
-        _reading(comparison),
-    ]
     sections = [
         f"# {plan.name}",
-        *(measured if comparison.rows else ["Merged and published; the plan has no tasks to measure the result on."]),
+        *(_measured(plan, comparison, chart) if comparison.rows else ["Merged; there are no tasks to measure it on."]),
         f"## Checkpoints\n\n{_checkpoints(plan, facts)}",
         f"## What each stage did\n\n{_stages(plan, facts)}",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _measured(plan: Plan, comparison: Comparison, chart: str) -> list[str]:
+    picture = f"![accuracy of every row]({chart})"
+    return [_verdict(plan, comparison), picture, markdown_table(comparison), _reading(comparison)]
 
 
 def _verdict(plan: Plan, comparison: Comparison) -> str:
