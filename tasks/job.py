@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from mergeline.comparison import Row
+from mergeline.errors import InputError
 from mergeline.plan import Align, BalanceSearch, Calibration, Checkpoint, Plan, Task
 from mergeline.report.result import RowScores
 from tasks.architecture import ArchitectureSpec, rule_version, specify
@@ -32,15 +33,15 @@ class Job:
 
     @property
     def architecture(self) -> ArchitectureSpec:
-        """How to build the module; asked for only where the plan has one."""
-        assert self._specified, "the plan has no architecture"
+        """How to build the module. InputError where the plan does not say."""
+        if self._specified is None:
+            raise InputError("architecture: is missing; this plan can only be merged")
         return self._specified
 
     @cached_property
     def calibration(self) -> DataSlice:
-        """The calibration data; asked for only where the plan has some."""
-        assert self.plan.calibration, "the plan has no calibration data"
-        return self._calibration(self.plan.calibration.where)
+        """The calibration data. InputError where the plan has none."""
+        return self._calibration(self._calibration_options.where)
 
     @property
     def calibrates(self) -> bool:
@@ -63,7 +64,7 @@ class Job:
         return {
             "architecture": self.architecture,
             "calibration": self.calibration,
-            "batch_size": self._batch_size,
+            "batch_size": self._calibration_options.batch_size,
         }
 
     @property
@@ -108,7 +109,7 @@ class Job:
 
         Models of the first family keep their unit order, whether the row is aligned or not.
         """
-        options, batch_size = row.merge.evidence, self._batch_size
+        options = row.merge.evidence
         return {
             name: {
                 "name": name,
@@ -118,7 +119,7 @@ class Job:
                 "architecture": self.architecture,
                 "tasks": [self._task_data(task, options.split) for task in self.plan.tasks if task.checkpoint == name],
                 "batches": options.batches,
-                "batch_size": batch_size,
+                "batch_size": self._calibration_options.batch_size,
             }
             for name, model, family in zip(row.members, inputs.models, inputs.families, strict=True)
             if evidence_of(row.merge)
@@ -178,7 +179,7 @@ class Job:
             "domains": self.domains if domains is None else domains,
             "classes": sorted({number for task in self.plan.tasks for number in task.classes}),
             "reset": row.reset,
-            "calibration_batch": self._batch_size,
+            "calibration_batch": self._calibration_options.batch_size,
             "batch_size": self.plan.evaluation.batch_size,
         }
 
@@ -192,12 +193,10 @@ class Job:
         return {str(piece.file.metadata["name"]): piece.file for piece in slices} | prototypes
 
     @property
-    def _batch_size(self) -> int:
-        return (
-            self.plan.calibration.batch_size
-            if self.plan.calibration
-            else Calibration.model_fields["batch_size"].default
-        )
+    def _calibration_options(self) -> Calibration:
+        if self.plan.calibration is None:
+            raise InputError("calibration: is missing; this plan can only be merged")
+        return self.plan.calibration
 
     def _task_data(self, task: Task, split: str) -> TaskData:
         dataset = self.plan.datasets[task.dataset]
@@ -208,8 +207,7 @@ class Job:
         )
 
     def _calibration(self, where: dict[str, str]) -> DataSlice:
-        calibration = self.plan.calibration
-        assert calibration
+        calibration = self._calibration_options
         return take_slice(self.plan.datasets[calibration.dataset], calibration.split, where)
 
     def alignments(self, options: Align) -> dict[str, Align]:
@@ -224,7 +222,7 @@ class Job:
 
     def _domains(self, split: str | None = None) -> list[Domain]:
         """The tasks by the slice of data that they look at, in the order of the plan; `split` in place of their own."""
-        plan, calibration = self.plan, self.plan.calibration
+        plan = self.plan
         slices: dict[str, list[Task]] = {}
         for task in plan.tasks:
             slices.setdefault(repr((task.dataset, task.split, task.where)), []).append(task)
@@ -233,15 +231,14 @@ class Job:
         domains = []
         for first, tasks in zip(firsts, slices.values(), strict=True):
             dataset = plan.datasets[first.dataset]
-            assert calibration
-            own = first.where if first.dataset == calibration.dataset else {}
+            own = first.where if first.dataset == self._calibration_options.dataset else {}
             unique = shared[first.domain] == 1
             name = first.domain if unique else f"{first.domain}-{first.dataset}-{first.split}"
             domains.append(
                 Domain(
                     name=re.sub(r"[^\w.-]", "_", name),
                     examples=take_slice(dataset, split or first.split, first.where),
-                    calibration=self._calibration(calibration.where | own),
+                    calibration=self._calibration(self._calibration_options.where | own),
                     prototypes=take_file(dataset.prototypes, "prototypes"),
                     tasks={task.name: task.classes for task in tasks},
                 )

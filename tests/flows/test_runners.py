@@ -8,7 +8,7 @@ import yaml
 from mergeline.errors import InputError
 from tasks.runners import task_runner
 from tasks.store import store_directory
-from tests.flows.runs import published, run, stage_names
+from tests.flows.runs import plan_for, published, run, stage_names
 
 pytestmark = pytest.mark.flow
 ZOO = Path("data/zoo")
@@ -27,8 +27,6 @@ def plan_file(tmp_path_factory):
 
 
 def run_on(plan_file, output, *overrides):
-    from tests.flows.runs import plan_for
-
     return run(plan_for(output, *overrides, path=plan_file))
 
 
@@ -47,16 +45,49 @@ def alone(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("runner", ["threads", "dask", "ray"])
-def test_ranges_give_the_same_bytes_on_every_runner(whole, plan_file, alone, runner):
-    if runner != "threads":
-        pytest.importorskip(f"prefect_{runner}", reason=f"pip install 'mergeline[{runner}]'")
-    settings = (f"runner={runner}", "workers=2", "range_size=150KB")
-    outcome = run_on(plan_file, alone / "out", *settings)
+def check_ranges(plan_file, folder, whole, runner):
+    """Three ranges on two workers give the bytes of one, and no draft is left."""
+    outcome = run_on(plan_file, folder / "out", f"runner={runner}", "workers=2", "range_size=150KB")
     assert stage_names(outcome).count("merge-range") == 3
-    assert published(alone / "out") == whole
-    assert not list(store_directory().glob("ranges/merge-*"))  # no draft is left
+    assert published(folder / "out") == whole
+    assert not list(store_directory().glob("ranges/merge-*"))
     assert not list(store_directory().glob("tmp/*/"))
+
+
+@pytest.mark.parametrize("runner", ["threads", "ray"])
+def test_ranges_give_the_same_bytes(whole, plan_file, alone, runner):
+    if runner == "ray":
+        pytest.importorskip("prefect_ray", reason="pip install 'mergeline[ray]'")
+    check_ranges(plan_file, alone, whole, runner)
+
+
+DYING = """
+import os, signal
+from pathlib import Path
+from mergeline.merging import work
+
+whole = vars(work).setdefault("whole", work.write_part)  # this file may be loaded twice
+
+def write_part(layout, merged, part):
+    whole(layout, merged, part[: len(part) // 2])
+    try:
+        Path(os.environ["MERGELINE_STATE"], "killed").touch(exist_ok=False)
+    except FileExistsError:
+        return whole(layout, merged, part)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+work.write_part = write_part
+"""
+
+
+def test_ranges_give_the_same_bytes_on_a_cluster_that_loses_a_worker(whole, plan_file, alone):
+    """One of two Dask workers is killed within a range; what it had not finished is computed again."""
+    dask = pytest.importorskip("dask", reason="pip install 'mergeline[dask]'")
+    pytest.importorskip("prefect_dask", reason="pip install 'mergeline[dask]'")
+    (alone / "dying.py").write_text(DYING)
+    with dask.config.set({"distributed.worker.preload": [str(alone / "dying.py")]}):
+        check_ranges(plan_file, alone, whole, "dask")
+    assert (alone / "killed").exists()
 
 
 def test_a_merge_that_is_at_hand_needs_no_ranges(whole, project, plan_file):
