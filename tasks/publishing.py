@@ -83,8 +83,8 @@ def published_files(output: Path, made: Made, comparison: Comparison) -> list[Pa
 def _remove_older(output: Path, keep: list[str]) -> None:
     """Remove the files of the model that lies in a folder, by its lineage, and what measured it."""
     try:
-        older = list(json.loads((output / "lineage.json").read_text())["files"])
-    except (OSError, ValueError, KeyError, TypeError):  # none there, or not ours
+        older = list(json.loads((output / "lineage.json").read_text()).get("files", [MODEL]))
+    except (OSError, ValueError, AttributeError, TypeError):  # none there, or not ours
         return
     for name in {*older, CHART} - set(keep):
         (output / Path(name).name).unlink(missing_ok=True)
