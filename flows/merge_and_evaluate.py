@@ -17,7 +17,14 @@ from tasks.evaluation import evaluate
 from tasks.evidence import collector
 from tasks.families import represent_family
 from tasks.job import Job
-from tasks.merging import MergeInputs, has_coefficients, merge_models, merge_range, pcb_coefficients
+from tasks.merging import (
+    MergeInputs,
+    given_up_where_at_fault,
+    has_coefficients,
+    merge_models,
+    merge_range,
+    pcb_coefficients,
+)
 from tasks.normalization import measure_normalization, reset_normalization
 from tasks.permutations import choose_balance, solve_permutations
 from tasks.progress import Progress
@@ -77,7 +84,8 @@ def merge_rows(
         for name, call in calls.items()
         for part in job.ranges(call)
     }
-    progress.results("merge", ranges)
+    with given_up_where_at_fault(calls.values()):
+        progress.results("merge", ranges)
     return progress.results("merge", {name: merge_models.submit(**call) for name, call in calls.items()}), coefficients
 
 

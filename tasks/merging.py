@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, ConfigDict
 
+from mergeline.errors import InputError
 from mergeline.plan import Merge
 from tasks._env import use_one_thread
 from tasks.checkpoints import open_artifacts, put_checkpoint, shard_size
@@ -162,6 +163,20 @@ def merge_range(
         _write_range(number, count, name, inputs, coefficients, merge)
 
 
+@contextmanager
+def given_up_where_at_fault(calls: Iterable[Mapping[str, Any]]) -> Iterator[None]:
+    """Where the models of a merge are at fault, no attempt would end otherwise: then nothing of the drafts is kept.
+
+    calls: the arguments of merges, whose ranges have all ended when the block does.
+    """
+    try:
+        yield
+    except InputError:
+        for call in calls:
+            shutil.rmtree(_draft(**call), ignore_errors=True)
+        raise
+
+
 def _merged(inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge) -> MergedTensors:
     """The merge, nothing of which is computed before it is asked for."""
     import torch
@@ -187,7 +202,6 @@ def _write_range(
     number: int, count: int, name: str, inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge
 ) -> None:
     from mergeline.checkpoints.files import output_name
-    from mergeline.errors import InputError
     from mergeline.merging.work import split, write_part
 
     tensors = _merged(inputs, coefficients, merge)
@@ -196,11 +210,7 @@ def _write_range(
         return
     draft = _draft(name, inputs, coefficients, merge)
     file = output_name(inputs.like()[0].path)
-    try:
-        write_part(_layout(draft, tensors, file, shard_size(file, merge.max_shard_size)), tensors, parts[number])
-    except InputError:  # the models are at fault: no attempt would end otherwise
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+    write_part(_layout(draft, tensors, file, shard_size(file, merge.max_shard_size)), tensors, parts[number])
 
 
 def _draft(name: str, inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge) -> Path:
@@ -213,9 +223,10 @@ def _layout(draft: Path, tensors: MergedTensors, file: str, max_shard_size: int 
     from mergeline.checkpoints.output import prepare
 
     with exclusive(draft.parent / "ranges.lock"):
-        for other in filter(Path.is_dir, draft.parent.iterdir()):
-            if time.time() - max(path.stat().st_mtime for path in (other, *other.rglob("*"))) > FORGOTTEN:
-                shutil.rmtree(other, ignore_errors=True)
+        for other in draft.parent.glob("*/unfinished"):
+            with suppress(FileNotFoundError):  # its merge was done a moment ago
+                if time.time() - other.stat().st_mtime > FORGOTTEN:
+                    shutil.rmtree(other.parent, ignore_errors=True)
         return prepare(
             draft / file,
             tensors.specs,
@@ -228,7 +239,6 @@ def _layout(draft: Path, tensors: MergedTensors, file: str, max_shard_size: int 
 def _finish(layout: Layout, folder: Path) -> bool:
     """Move a draft into a folder under the names of its files; False where ranges of it are missing."""
     from mergeline.checkpoints.output import publish
-    from mergeline.errors import InputError
 
     try:
         files = publish(layout).files

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from mergeline.errors import InputError
 from mergeline.plan import Merge
-from tasks.merging import MergeInputs, merge_models, merge_range
+from tasks.merging import MergeInputs, given_up_where_at_fault, merge_models, merge_range
 from tasks.store import store_directory, take_file
 
 
@@ -61,8 +61,9 @@ def test_models_at_fault_leave_no_draft(call, tmp_path):
     save_file({name: torch.full((40, 30), float("nan")) for name in ("a", "b")}, tmp_path / "nan.safetensors")
     broken = take_file(tmp_path / "nan.safetensors", "checkpoint", name="broken")
     inputs = call["inputs"].model_copy(update={"models": [*call["inputs"].models[:1], broken]})
-    with pytest.raises(InputError, match="broken"):
-        merge_range.fn(1, 3, **(call | {"inputs": inputs}))
+    call |= {"inputs": inputs}
+    with pytest.raises(InputError, match="broken"), given_up_where_at_fault([call]):
+        merge_range.fn(1, 3, **call)
     assert not drafts()
 
 
