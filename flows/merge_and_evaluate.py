@@ -14,9 +14,17 @@ from tasks.activations import collect_activations
 from tasks.architecture import prove_symmetry
 from tasks.checkpoints import download_checkpoint
 from tasks.evaluation import evaluate
+from tasks.evidence import collector
 from tasks.families import represent_family
 from tasks.job import Job
-from tasks.merging import MergeInputs, has_coefficients, merge_models, pcb_coefficients
+from tasks.merging import (
+    MergeInputs,
+    given_up_where_at_fault,
+    has_coefficients,
+    merge_models,
+    merge_range,
+    pcb_coefficients,
+)
 from tasks.normalization import measure_normalization, reset_normalization
 from tasks.permutations import choose_balance, solve_permutations
 from tasks.progress import Progress
@@ -37,22 +45,24 @@ def merge_and_evaluate(plan: Plan) -> Outcome:
     rows = {row.name: row for row in comparison_rows(plan)}
     merges = {name: job.merge_inputs(row, checkpoints, alignment) for name, row in rows.items() if row.kind == "merge"}
     merged, coefficients = merge_rows(job, rows, merges, progress)
-    calibrated = reset_normalization.submit(**job.calibrated(merged[RESULT]))
+    calibrated = {RESULT: reset_normalization.submit(**job.reset(merged[RESULT]))} if job.calibrates else {}
     statistics = {
         domain.name: measure_normalization.submit(**job.calibrated(merged[RESULT], domain)) for domain in job.domains
     }
-    scores = {name: evaluate.submit(**job.evaluation(row, checkpoints, merged)) for name, row in rows.items()}
+    measured = {name: row for name, row in rows.items() if plan.tasks}
+    scores = {name: evaluate.submit(**job.evaluation(row, checkpoints, merged)) for name, row in measured.items()}
     comparison = Comparison(plan=plan.name, rows=list(progress.results("evaluate", scores).values()))
     made = Made(
         checkpoints=checkpoints,
         datasets=job.datasets,
         alignment=alignment,
         coefficients=coefficients.get(RESULT),
-        model=progress.results("normalise", {RESULT: calibrated})[RESULT],
+        model=(merged | progress.results("normalise", calibrated))[RESULT],
         normalization=progress.results("normalise", statistics),
     )
-    chart = draw_comparison.submit(put_json(comparison.model_dump(mode="json"), "comparison"))
-    publish_run(plan, made, comparison, progress.results("draw", {"chart": chart})["chart"])
+    drawn = put_json(comparison.model_dump(mode="json"), "comparison")
+    charts = {"chart": draw_comparison.submit(drawn)} if comparison.rows else {}
+    publish_run(plan, made, comparison, progress.results("draw", charts).get("chart"))
     recorded = record_run(plan, made, comparison, progress.count())
     return Outcome(comparison=comparison, stages=progress.count(), recorded=recorded)
 
@@ -60,18 +70,38 @@ def merge_and_evaluate(plan: Plan) -> Outcome:
 def merge_rows(
     job: Job, rows: dict[str, Row], merges: dict[str, MergeInputs], progress: Progress
 ) -> tuple[dict[str, ArtifactRef], dict[str, ArtifactRef]]:
-    """The coefficients of every merge that has some, and every merged model."""
+    """The coefficients of every merge that has some, and every merged model; large ones in ranges."""
+    merges = measure_models(job, rows, merges, progress)
     balances = {
         name: pcb_coefficients.submit(**job.coefficients(rows[name], inputs))
         for name, inputs in merges.items()
         if has_coefficients(rows[name].merge)
     }
     coefficients = progress.results("balance", balances)
-    mergers = {
-        name: merge_models.submit(name, inputs, coefficients.get(name), rows[name].merge)
-        for name, inputs in merges.items()
+    calls = {name: job.merge(rows[name], inputs, coefficients.get(name)) for name, inputs in merges.items()}
+    ranges = {
+        f"{name} {part['number']}": merge_range.submit(**part)
+        for name, call in calls.items()
+        for part in job.ranges(call)
     }
-    return progress.results("merge", mergers), coefficients
+    with given_up_where_at_fault(calls.values()):
+        progress.results("merge", ranges)
+    return progress.results("merge", {name: merge_models.submit(**call) for name, call in calls.items()}), coefficients
+
+
+def measure_models(
+    job: Job, rows: dict[str, Row], merges: dict[str, MergeInputs], progress: Progress
+) -> dict[str, MergeInputs]:
+    """The inputs of every merge, with what its method must have measured of each model."""
+    asked = {name: job.evidence(rows[name], inputs) for name, inputs in merges.items()}
+    measured = {
+        f"{name} {model}": collector(rows[name].merge).submit(**arguments)
+        for name, models in asked.items()
+        for model, arguments in models.items()
+    }
+    found = progress.results("measure", measured)
+    evidence = {name: [found[f"{name} {model}"] for model in models] for name, models in asked.items()}
+    return {name: inputs.model_copy(update={"evidence": evidence[name]}) for name, inputs in merges.items()}
 
 
 def align_families(job: Job, options: Align, checkpoints: dict[str, ArtifactRef], progress: Progress) -> ArtifactRef:

@@ -46,8 +46,12 @@ def show(folder: Path) -> None:
 
     comparison = read_comparison(folder / "comparison.json")
     # in a file or a pipe nothing is known of the width: then the table is as wide as it needs to be
-    console = Console(width=None if sys.stdout.isatty() else 60 + 12 * len(header(comparison)), highlight=False)
-    console.print(terminal_table(comparison))
+    columns = len(header(comparison)) if comparison.rows else 0
+    console = Console(width=None if sys.stdout.isatty() else 60 + 12 * columns, highlight=False)
+    if comparison.rows:
+        console.print(terminal_table(comparison))
+    else:
+        console.print(f"{comparison.plan}: merged into {folder}; no tasks, so nothing was measured")
     links = json.loads(links_file(folder).read_text()) if links_file(folder).is_file() else {}
     for name, link in ({"report": str(folder / "report.md")} | links).items():
         console.print(f"  {name:<8} {link}", soft_wrap=True)

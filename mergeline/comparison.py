@@ -33,7 +33,8 @@ RESULT = "merged"
 
 
 def comparison_rows(plan: Plan) -> list[Row]:
-    """Every row that the plan asks for under `evaluation.compare`, the plan's own merge last."""
+    """Every row that the plan asks for under `evaluation.compare`, the plan's own merge last; that alone where
+    nothing measures it."""
     builders = {
         "task_models": _task_models,
         "task_models_reset": _task_models_reset,
@@ -44,7 +45,7 @@ def comparison_rows(plan: Plan) -> list[Row]:
         "unaligned": _unaligned,
         "teams": _teams,
     }
-    rows = [row for kind in plan.evaluation.compare for row in builders[kind](plan)]
+    rows = [row for kind in plan.evaluation.compare if plan.tasks for row in builders[kind](plan)]
     return [*rows, result_row(plan)]
 
 
@@ -93,7 +94,7 @@ def _ensemble(plan: Plan) -> Iterator[Row]:
 def _average(plan: Plan) -> Iterator[Row]:
     names = tuple(model.name for model in plan.task_models)
     if plan.merge.method != "average" or aligns(plan):
-        yield Row(name="average", label="plain average", kind="merge", members=names, merge=Merge(method="average"))
+        yield Row(name="average", label="plain average", kind="merge", members=names, merge=_average_of(plan))
 
 
 def _aligned_average(plan: Plan) -> Iterator[Row]:
@@ -105,8 +106,12 @@ def _aligned_average(plan: Plan) -> Iterator[Row]:
             kind="merge",
             members=names,
             aligned=True,
-            merge=Merge(method="average"),
+            merge=_average_of(plan),
         )
+
+
+def _average_of(plan: Plan) -> Merge:
+    return Merge(method="average", vocabulary=plan.merge.vocabulary)
 
 
 def _unaligned(plan: Plan) -> Iterator[Row]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
+
+INITIAL = "initial"
+"""In place of the name of a base: what an adapter is before training, which needs no checkpoint."""
 
 
 class _Section(BaseModel):
@@ -36,7 +39,10 @@ class Checkpoint(_Section):
         pattern=r"^[0-9a-f]{64}$",
         description="of the file, or of a folder that of what sha256sum prints for its files; verified before use",
     )
-    base: str | None = Field(default=None, description="name of the checkpoint this one was fine-tuned from")
+    base: str | None = Field(
+        default=None,
+        description="name of the checkpoint this one was fine-tuned from; 'initial': an adapter before its training",
+    )
 
 
 class Dataset(_Section):
@@ -87,6 +93,13 @@ class Align(_Section):
     seed: int = Field(default=0, ge=0)
 
 
+class Evidence(_Section):
+    """The data of its tasks that each model is measured on, by the methods that weigh models by data."""
+
+    split: str = Field(default="calibration", description="never the one that measures the result")
+    batches: int | None = Field(default=4, gt=0, description="of the calibration's batch size, per task; null: all")
+
+
 class Merge(BaseModel):
     """The merging method; its own options stand beside `method` (see docs or the method's signature)."""
 
@@ -97,18 +110,25 @@ class Merge(BaseModel):
         default="mean", description="where the merged task vector is added: mean of the bases, or the first"
     )
     out_dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    max_shard_size: Annotated[ByteSize, Field(gt=0)] | None = Field(
+        default=None, description="a larger model is written as several files of so many bytes (5GB)"
+    )
     granularity: Literal["model", "layer", "tensor"] | None = Field(
         default=None,
-        description="which tensors compete with each other, or are ranked together; the method's own choice",
+        description="which tensors compete with each other, or are ranked together; the method's own where not given",
     )
     options_by_pattern: dict[str, dict[str, Any]] = Field(
         default={},
-        description="options for the tensors whose names match ('*.mlp.*': {keep_ratio: 0.2}); the last wins",
+        description="options for the tensors whose names match ('*.mlp.*': {keep_ratio: 0.1}); the last wins",
     )
+    vocabulary: Literal["refuse", "common"] = Field(
+        default="refuse", description="vocabularies that differ: refuse them, or merge the rows that all models have"
+    )
+    evidence: Evidence = Evidence()
 
     @property
     def grouping(self) -> dict[str, Any]:
-        """What else the engine is told beside the options of the method; nothing where nothing was said."""
+        """What the engine is told beside the options of the method; nothing where nothing was said."""
         named = {"granularity": self.granularity, "options_by_pattern": self.options_by_pattern}
         return {key: value for key, value in named.items() if value}
 
@@ -171,18 +191,31 @@ class Tracking(_Section):
 
 
 class Plan(_Section):
-    """One run: checkpoints, architecture, alignment, merge, evaluation, tracking."""
+    """One run: checkpoints, architecture, alignment, merge, evaluation, tracking.
+
+    Checkpoints alone are merged and published; what has tasks is evaluated, for which it needs an architecture and
+    calibration data.
+    """
 
     name: str = Field(pattern=r"^[\w.-]+$")
     output: Path = Field(default=Path("data/merged"), description="folder the result is published into")
-    architecture: Architecture
+    architecture: Architecture | None = None
     checkpoints: list[Checkpoint] = Field(min_length=2)
-    datasets: dict[str, Dataset]
-    calibration: Calibration
+    datasets: dict[str, Dataset] = {}
+    calibration: Calibration | None = None
     align: Align | None = Align()
     merge: Merge = Merge()
-    tasks: list[Task] = Field(min_length=1)
+    tasks: list[Task] = []
     evaluation: Evaluation = Evaluation()
+    runner: Literal["threads", "dask", "ray"] = Field(
+        default="threads",
+        description="what the stages run on: threads, or a cluster (of this machine, or the one that "
+        "DASK_SCHEDULER_ADDRESS or RAY_ADDRESS names and that sees the project's state under the same path)",
+    )
+    workers: int | None = Field(default=None, gt=0, description="how many; null: as many as there are processors")
+    range_size: Annotated[ByteSize, Field(gt=0)] = Field(
+        default=ByteSize(256 << 20), description="a larger merge is shared out in ranges of so many bytes"
+    )
     download: Download = Download()
     tracking: Tracking = Tracking()
 
@@ -197,6 +230,11 @@ class Plan(_Section):
         """Checkpoints to merge: those that are no bases."""
         bases = {base.name for base in self.bases}
         return [checkpoint for checkpoint in self.checkpoints if checkpoint.name not in bases]
+
+    @property
+    def from_start(self) -> bool:
+        """Whether the checkpoints are adapters whose base is what they were before training."""
+        return any(checkpoint.base == INITIAL for checkpoint in self.checkpoints)
 
     @property
     def families(self) -> list[str]:

@@ -9,10 +9,10 @@ from typing import Any
 from mergeline.errors import InputError, nearest
 from mergeline.merging import registry
 from mergeline.merging.patterns import pattern_faults
-from mergeline.plan import Merge
+from mergeline.plan import INITIAL, Merge
 from mergeline.plan_surroundings import address_faults, architecture_faults, column_faults, output_faults
 
-RESERVED = ("merged", "ensemble", "average", "aligned-average", "unaligned-mean", "unaligned-first")
+RESERVED = (INITIAL, "merged", "ensemble", "average", "aligned-average", "unaligned-mean", "unaligned-first")
 
 
 def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
@@ -22,7 +22,9 @@ def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
     yield from _dataset_faults(raw)
     yield from _task_faults(raw, checkpoints)
     yield from _merge_faults(raw.get("merge") or {}, checkpoints)
+    yield from _evidence_faults(raw, checkpoints)
     yield from _align_faults(raw)
+    yield from _missing_sections(raw, checkpoints)
     yield from architecture_faults(raw.get("architecture"))
     yield from output_faults(raw.get("output", "data/merged"))
 
@@ -38,7 +40,7 @@ def _names(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def _base_names(checkpoints: list[dict[str, Any]]) -> set[str]:
-    return {str(entry["base"]) for entry in checkpoints if entry.get("base") is not None}
+    return {str(entry["base"]) for entry in checkpoints if entry.get("base") is not None} - {INITIAL}
 
 
 def _checkpoint_faults(checkpoints: list[dict[str, Any]]) -> Iterator[str]:
@@ -48,7 +50,10 @@ def _checkpoint_faults(checkpoints: list[dict[str, Any]]) -> Iterator[str]:
         name, base, uri = str(entry.get("name")), entry.get("base"), str(entry.get("uri", ""))
         if names.index(name) != i:
             yield f"checkpoints[{i}].name: '{name}' is taken already; names must differ"
-        if base is not None and str(base) not in names:
+        if base == INITIAL:
+            if other := next((str(other.get("name")) for other in checkpoints if other.get("base") != INITIAL), None):
+                yield f"checkpoints[{i}].base: '{name}' starts from {INITIAL}, '{other}' does not; merge adapters alone"
+        elif base is not None and str(base) not in names:
             yield f"checkpoints[{i}].base: no checkpoint is called '{base}'{nearest(str(base), names, listed=True)}"
         elif base is not None and name in bases:
             yield f"checkpoints[{i}].base: '{name}' is itself a base; a base has no base"
@@ -60,7 +65,7 @@ def _checkpoint_faults(checkpoints: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _dataset_faults(raw: dict[str, Any]) -> Iterator[str]:
-    datasets = raw.get("datasets")
+    datasets = raw.get("datasets") or {}
     if not isinstance(datasets, dict):
         return
     for name, entry in datasets.items():
@@ -150,8 +155,47 @@ def _merge_faults(merge: Any, checkpoints: list[dict[str, Any]]) -> Iterator[str
     if isinstance(by_pattern := merge.get("options_by_pattern"), dict):
         for pattern, sentence in pattern_faults(method, by_pattern).items():
             yield f"merge.options_by_pattern[{pattern!r}]: {sentence}"
+    try:
+        method.check_models(len(set(_names(checkpoints)) - _base_names(checkpoints)))
+    except InputError as fault:
+        yield f"merge.method: {fault}"
     if method.needs_base:
         bases = _base_names(checkpoints)
         for i, entry in enumerate(checkpoints):
             if entry.get("base") is None and str(entry.get("name")) not in bases:
                 yield f"checkpoints[{i}].base: is missing; '{method.name}' merges task vectors (model - base)"
+
+
+def _evidence_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iterator[str]:
+    """What a method that weighs models by data lacks: tasks of every model, and data that does not measure it."""
+    merge = raw.get("merge")
+    name = str(merge.get("method", "pcb")) if isinstance(merge, dict) else "pcb"
+    if name not in registry.names() or registry.get(name).evidence is None:
+        return
+    tasks, bases = _entries(raw, "tasks"), _base_names(checkpoints)
+    measured = {str(task.get("checkpoint")) for task in tasks}
+    for i, model in enumerate(_names(checkpoints)):
+        if model not in bases | measured:
+            yield f"checkpoints[{i}]: '{name}' weighs models by data of their tasks, and no task names '{model}'"
+    align = raw.get("align")
+    if isinstance(align, dict) and align.get("method") == "zip":
+        yield f"merge.method: '{name}' weighs the units of each model, and zip merges them; write align.method: permute"
+    evidence = merge.get("evidence") or {} if isinstance(merge, dict) else {}
+    split = evidence.get("split", "calibration") if isinstance(evidence, dict) else "calibration"
+    if any(task.get("split", "test") == split for task in tasks):
+        yield f"merge.evidence.split: tasks are measured on '{split}'; weigh the models by other data"
+    if isinstance(datasets := raw.get("datasets"), dict):
+        faults = (_split_faults("merge.evidence", {**task, "split": split}, datasets, split) for task in tasks)
+        yield from dict.fromkeys(fault for found in faults for fault in found)
+
+
+def _missing_sections(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iterator[str]:
+    """Sections that a merge alone does not need, but an evaluation or an alignment does."""
+    families = {str(entry.get("base") or entry.get("name")) for entry in checkpoints}  # a base is one by its own name
+    for section in ("architecture", "calibration"):
+        if raw.get(section) is not None:
+            continue
+        if raw.get("tasks"):
+            yield f"{section}: is missing; the models of `tasks` are evaluated with it"
+        elif raw.get("align", {}) is not None and len(families) > 1:
+            yield f"{section}: is missing; models of different bases are aligned by it (align: null merges them as is)"

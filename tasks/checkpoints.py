@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 import uuid
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from mergeline.checkpoints.files import checkpoint_files, digest_of_files, is_index
 from tasks.locks import exclusive
 from tasks.policy import stage
-from tasks.store import ArtifactRef, digest, put_directory, store_directory, take_file
+from tasks.store import ArtifactRef, digest, put_directory, put_file, store_directory, take_file
 
 if TYPE_CHECKING:
     from mergeline.checkpoints.readers import Reader
@@ -43,7 +44,7 @@ def download_checkpoint(name: str, uri: str, sha256: str | None, version: str, m
                 ref = put_directory(partial(_move_files, fetched), "checkpoint", name=name)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
-    get_run_logger().info("%s: %d bytes, sha256 %s", name, _size(ref.path), ref.sha256)
+    get_run_logger().info("%s: %d bytes, sha256 %s", name, size_of(ref.path), ref.sha256)
     return ref
 
 
@@ -52,7 +53,8 @@ def _move_files(source: Path, target: Path) -> None:
         path.rename(target / path.name)
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a checkpoint, with all that goes along with it."""
     return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
 
 
@@ -86,3 +88,36 @@ def open_artifacts(refs: list[ArtifactRef]) -> list[Reader]:
     """Readers of several checkpoints; the same artifact gives the same reader."""
     readers = {ref.identity: open_artifact(ref) for ref in refs}
     return [readers[ref.identity] for ref in refs]
+
+
+def put_checkpoint(
+    write: Callable[[Path, int | None], object],
+    like: ArtifactRef,
+    name: str,
+    max_shard_size: int | None,
+    *,
+    dtype: str | None = None,
+    vocabulary: int | None = None,
+) -> ArtifactRef:
+    """Store the checkpoint that `write(path, max_shard_size)` makes, laid out like another one: a file; or a folder
+    with shards, or with the configuration and tokenizer that go along, adapted to the dtype and vocabulary given."""
+    from mergeline.checkpoints.files import output_name
+    from mergeline.checkpoints.huggingface import carry_companions
+
+    if not like.path.is_dir() and max_shard_size is None:
+        return put_file(lambda path: write(path, None), ".safetensors", "checkpoint", name=name)
+
+    def fill(folder: Path) -> None:
+        file = output_name(like.path)
+        write(folder / file, shard_size(file, max_shard_size))
+        if like.path.is_dir():
+            carry_companions(like.path, folder, dtype=dtype, vocabulary=vocabulary)
+
+    return put_directory(fill, "checkpoint", name=name)
+
+
+def shard_size(file: str, max_shard_size: int | None) -> int | None:
+    """The most bytes of a file of that name: PEFT reads an adapter from one file only."""
+    from mergeline.checkpoints.files import ADAPTER_WEIGHTS
+
+    return None if file in ADAPTER_WEIGHTS else max_shard_size

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import cached_property
 from typing import Any
 
 from mergeline.comparison import Row
-from mergeline.plan import Align, BalanceSearch, Checkpoint, Plan, Task
+from mergeline.errors import InputError
+from mergeline.plan import Align, BalanceSearch, Calibration, Checkpoint, Plan, Task
 from mergeline.report.result import RowScores
 from tasks.architecture import ArchitectureSpec, rule_version, specify
-from tasks.checkpoints import source_version
+from tasks.checkpoints import size_of, source_version
 from tasks.evaluation import Domain
+from tasks.evidence import TaskData
 from tasks.inputs import DataSlice, take_slice
-from tasks.merging import MergeInputs
+from tasks.merging import MergeInputs, evidence_of, merge_models
+from tasks.policy import at_hand
 from tasks.store import ArtifactRef, take_file
 
 
@@ -22,11 +26,27 @@ class Job:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.architecture: ArchitectureSpec = specify(plan.architecture)
-        self.calibration = self._calibration(plan.calibration.where)
+        self._specified = specify(plan.architecture) if plan.architecture else None
         self.domains = self._domains()
         search = plan.align.balance_search if plan.align else None
         self.search_domains = self._domains(search.split) if search else []
+
+    @property
+    def architecture(self) -> ArchitectureSpec:
+        """How to build the module. InputError where the plan does not say."""
+        if self._specified is None:
+            raise InputError("architecture: is missing; this plan can only be merged")
+        return self._specified
+
+    @cached_property
+    def calibration(self) -> DataSlice:
+        """The calibration data. InputError where the plan has none."""
+        return self._calibration(self._calibration_options.where)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether there are a module and data to measure normalisation statistics with."""
+        return self._specified is not None and self.plan.calibration is not None
 
     def source(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Arguments of the download of one checkpoint."""
@@ -44,13 +64,13 @@ class Job:
         return {
             "architecture": self.architecture,
             "calibration": self.calibration,
-            "batch_size": self.plan.calibration.batch_size,
+            "batch_size": self._calibration_options.batch_size,
         }
 
     @property
     def symmetry_rule(self) -> dict[str, Any]:
         """Arguments of the proof of the unit symmetry."""
-        rule = self.plan.architecture.symmetry
+        rule = self.plan.architecture.symmetry if self.plan.architecture else None
         return {
             "architecture": self.architecture,
             "rule": rule,
@@ -74,13 +94,47 @@ class Job:
         from mergeline.merging.registry import get
 
         families = {model.name: model.base or model.name for model in self.plan.task_models}
-        needs_base = get(row.merge.method).needs_base
+        needs_base, from_start = get(row.merge.method).needs_base, self.plan.from_start
         return MergeInputs(
             models=[checkpoints[name] for name in row.members],
-            bases=[checkpoints[families[name]] for name in row.members] if needs_base else [],
+            bases=[checkpoints[families[name]] for name in row.members] if needs_base and not from_start else [],
             families=[self.plan.families.index(families[name]) for name in row.members],
             alignment=alignment if row.aligned else None,
+            from_start=needs_base and from_start,
+            vocabulary=row.merge.vocabulary,
         )
+
+    def evidence(self, row: Row, inputs: MergeInputs) -> dict[str, dict[str, Any]]:
+        """For each model that a row merges, the arguments of what is measured of it; {} where the method asks nothing.
+
+        Models of the first family keep their unit order, whether the row is aligned or not.
+        """
+        options = row.merge.evidence
+        return {
+            name: {
+                "name": name,
+                "model": MergeInputs(
+                    models=[model], bases=[], families=[family], alignment=inputs.alignment if family else None
+                ),
+                "architecture": self.architecture,
+                "tasks": [self._task_data(task, options.split) for task in self.plan.tasks if task.checkpoint == name],
+                "batches": options.batches,
+                "batch_size": self._calibration_options.batch_size,
+            }
+            for name, model, family in zip(row.members, inputs.models, inputs.families, strict=True)
+            if evidence_of(row.merge)
+        }
+
+    def merge(self, row: Row, inputs: MergeInputs, coefficients: ArtifactRef | None) -> dict[str, Any]:
+        """Arguments of the merge of a row."""
+        return {"name": row.name, "inputs": inputs, "coefficients": coefficients, "merge": row.merge}
+
+    def ranges(self, call: dict[str, Any]) -> list[dict[str, Any]]:
+        """Arguments of the ranges that a merge is shared out in; none for a small one, or one that is done already."""
+        count = -(-size_of(call["inputs"].models[0].path) // self.plan.range_size)
+        if count == 1 or at_hand(merge_models, **call):
+            return []
+        return [call | {"number": number, "count": count} for number in range(count)]
 
     def coefficients(self, row: Row, inputs: MergeInputs) -> dict[str, Any]:
         """Arguments of the coefficients of a row: of the method's options only those that they depend on."""
@@ -88,17 +142,24 @@ class Job:
 
         read = get(row.merge.method).statistics_options
         options = {name: value for name, value in row.merge.options.items() if name in read}
-        by_pattern = {
+        patterns = {
             pattern: {name: value for name, value in own.items() if name in read}
             for pattern, own in row.merge.options_by_pattern.items()
         }
-        grouping = {"options_by_pattern": {pattern: own for pattern, own in by_pattern.items() if own}}
-        options |= {name: value for name, value in (row.merge.grouping | grouping).items() if value}
+        grouping = {
+            "granularity": row.merge.granularity,
+            "options_by_pattern": {k: v for k, v in patterns.items() if v},
+        }
+        options |= {name: value for name, value in grouping.items() if value}
         return {"inputs": inputs, "method": row.merge.method, "options": options}
 
-    def calibrated(self, model: ArtifactRef, domain: Domain | None = None) -> dict[str, Any]:
-        """Arguments of a normalisation reset, on the data of one domain or of all."""
-        return {"model": model} | self.calibration_inputs | ({"calibration": domain.calibration} if domain else {})
+    def reset(self, model: ArtifactRef) -> dict[str, Any]:
+        """Arguments of a normalisation reset on the data of all domains."""
+        return {"model": model, "max_shard_size": self.plan.merge.max_shard_size} | self.calibration_inputs
+
+    def calibrated(self, model: ArtifactRef, domain: Domain) -> dict[str, Any]:
+        """Arguments of a measurement of normalisation statistics on the data of one domain."""
+        return {"model": model} | self.calibration_inputs | {"calibration": domain.calibration}
 
     def evaluation(
         self,
@@ -118,19 +179,35 @@ class Job:
             "domains": self.domains if domains is None else domains,
             "classes": sorted({number for task in self.plan.tasks for number in task.classes}),
             "reset": row.reset,
-            "calibration_batch": self.plan.calibration.batch_size,
+            "calibration_batch": self._calibration_options.batch_size,
             "batch_size": self.plan.evaluation.batch_size,
         }
 
     @property
     def datasets(self) -> dict[str, ArtifactRef]:
         """Every file of data that the run looks at, by name."""
-        slices = [self.calibration, *(domain.examples for domain in self.domains)]
+        slices = [domain.examples for domain in self.domains]
+        if self.plan.calibration:
+            slices = [self.calibration, *slices]
         prototypes = {f"{domain.name} prototypes": domain.prototypes for domain in self.domains}
         return {str(piece.file.metadata["name"]): piece.file for piece in slices} | prototypes
 
+    @property
+    def _calibration_options(self) -> Calibration:
+        if self.plan.calibration is None:
+            raise InputError("calibration: is missing; this plan can only be merged")
+        return self.plan.calibration
+
+    def _task_data(self, task: Task, split: str) -> TaskData:
+        dataset = self.plan.datasets[task.dataset]
+        return TaskData(
+            examples=take_slice(dataset, split, task.where),
+            prototypes=take_file(dataset.prototypes, "prototypes"),
+            classes=task.classes,
+        )
+
     def _calibration(self, where: dict[str, str]) -> DataSlice:
-        calibration = self.plan.calibration
+        calibration = self._calibration_options
         return take_slice(self.plan.datasets[calibration.dataset], calibration.split, where)
 
     def alignments(self, options: Align) -> dict[str, Align]:
@@ -154,14 +231,14 @@ class Job:
         domains = []
         for first, tasks in zip(firsts, slices.values(), strict=True):
             dataset = plan.datasets[first.dataset]
-            own = first.where if first.dataset == plan.calibration.dataset else {}
+            own = first.where if first.dataset == self._calibration_options.dataset else {}
             unique = shared[first.domain] == 1
             name = first.domain if unique else f"{first.domain}-{first.dataset}-{first.split}"
             domains.append(
                 Domain(
                     name=re.sub(r"[^\w.-]", "_", name),
                     examples=take_slice(dataset, split or first.split, first.where),
-                    calibration=self._calibration(plan.calibration.where | own),
+                    calibration=self._calibration(self._calibration_options.where | own),
                     prototypes=take_file(dataset.prototypes, "prototypes"),
                     tasks={task.name: task.classes for task in tasks},
                 )

@@ -1,24 +1,48 @@
-"""Stages: the coefficients of a merge (what its method must know of the whole models), and the merge itself."""
+"""Stages: the coefficients of a merge (what its method must know of the whole models), and the merge itself.
+
+A large merge is shared out: `merge_range` computes one range of its entries, wherever there is a free worker, into a
+draft that all of them see; `merge_models` then has only to give the draft its name.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import BoundedSemaphore
+from typing import TYPE_CHECKING, Any, Literal
 
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, ConfigDict
 
+from mergeline.errors import InputError
 from mergeline.plan import Merge
-from tasks.checkpoints import open_artifacts
-from tasks.policy import stage
-from tasks.store import ArtifactRef, put_file, put_json, read_json
+from tasks._env import use_one_thread
+from tasks.checkpoints import open_artifacts, put_checkpoint, shard_size
+from tasks.locks import exclusive
+from tasks.policy import stage, stage_key, worth_a_retry
+from tasks.store import ArtifactRef, put_json, read_json, store_directory
 
 if TYPE_CHECKING:
+    from mergeline.checkpoints.output import Layout
     from mergeline.checkpoints.readers import Reader
+    from mergeline.merging.merged import MergedTensors
+
+FORGOTTEN = 7 * 24 * 3600  # seconds after which the draft of a merge that nobody took up again is removed
+_at_once = BoundedSemaphore(os.cpu_count() or 1)
 
 
 class MergeInputs(BaseModel):
     """Task models, the base of each (none: the method needs none), and the family each belongs to.
 
     alignment: brings family i into the order of family 0; none where all share one order or stay as they are.
+    evidence: what was measured of each model, where the method wants that. from_start: the models are adapters, and
+    their base is what they were before training. vocabulary: what to do where the models' differ.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -27,10 +51,28 @@ class MergeInputs(BaseModel):
     bases: list[ArtifactRef]
     families: list[int]
     alignment: ArtifactRef | None
+    evidence: list[ArtifactRef] = []
+    from_start: bool = False
+    vocabulary: Literal["refuse", "common"] = "refuse"
 
     def open(self) -> tuple[list[Reader], list[Reader]]:
         """Readers of the models and of their bases, in the reference's unit order; equal bases are one object."""
-        models, bases = open_artifacts(self.models), open_artifacts(self.bases)
+        from mergeline.checkpoints.adapters import InitialAdapterReader, refuse_unlike_adapters
+        from mergeline.checkpoints.vocabulary import common_rows, refuse_unlike_vocabularies
+
+        readers = open_artifacts([*self.models, *self.bases])
+        refuse_unlike_adapters(readers)
+        if self.vocabulary == "common":
+            readers = common_rows(readers)
+        else:
+            refuse_unlike_vocabularies(readers)
+        models, bases = readers[: len(self.models)], readers[len(self.models) :]
+        if self.from_start:
+            starts = [InitialAdapterReader(model) for model in models]  # refuses those whose start is not known
+            bases = [starts[0]] * len(models)
+        return self._aligned(models, bases)
+
+    def _aligned(self, models: list[Reader], bases: list[Reader]) -> tuple[list[Reader], list[Reader]]:
         if self.alignment is None:
             return models, bases
         from mergeline.alignment.alignment import Alignment
@@ -44,12 +86,36 @@ class MergeInputs(BaseModel):
         }
         return [views[id(reader)] for reader in models], [views[id(reader)] for reader in bases]
 
+    def like(self) -> tuple[ArtifactRef, int | None]:
+        """The checkpoint whose layout, configuration and tokenizer fit the merge; and how many rows its vocabulary
+        has, where not all have the same."""
+        from mergeline.checkpoints.vocabulary import smallest_vocabulary
+
+        refs = [*self.models, *self.bases]
+        smallest = smallest_vocabulary(open_artifacts(refs)) if self.vocabulary == "common" else None
+        return (self.models[0], None) if smallest is None else (refs[smallest[0]], smallest[1])
+
 
 def has_coefficients(merge: Merge) -> bool:
     """Whether the method must know something of the whole models before it merges them."""
     from mergeline.merging.registry import get
 
     return get(merge.method).statistics is not None
+
+
+@contextmanager
+def _one_of_few() -> Iterator[None]:
+    """One thread's arithmetic, in as many ranges at once as there are processors: each holds a chunk of every model."""
+    with _at_once:
+        use_one_thread()
+        yield
+
+
+def evidence_of(merge: Merge) -> str | None:
+    """What the method must have measured of each model: "fisher", "gram", or nothing."""
+    from mergeline.merging.registry import get
+
+    return get(merge.method).evidence
 
 
 @stage("pcb-coefficients")
@@ -64,22 +130,120 @@ def pcb_coefficients(inputs: MergeInputs, method: str, options: dict[str, Any]) 
 
 @stage("merge")
 def merge_models(name: str, inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge) -> ArtifactRef:
-    """Stream the task models through the method into one checkpoint."""
+    """Stream the task models through the method into one checkpoint; ranges that were merged before are taken over."""
+    from mergeline.checkpoints.writer import write_checkpoint
+
+    tensors = _merged(inputs, coefficients, merge)
+    like, vocabulary = inputs.like()
+    draft = _draft(name, inputs, coefficients, merge)
+
+    def write(path: Path, max_shard_size: int | None) -> None:
+        if draft.exists() and _finish(_layout(draft, tensors, path.name, max_shard_size), path.parent):
+            return
+        write_checkpoint(path, tensors, max_shard_size=max_shard_size)
+
+    ref = put_checkpoint(write, like, name, merge.max_shard_size, dtype=merge.out_dtype, vocabulary=vocabulary)
+    shutil.rmtree(draft, ignore_errors=True)
+    return ref
+
+
+@task(
+    name="merge-range",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=1),
+    retry_condition_fn=worth_a_retry,
+)
+def merge_range(
+    number: int, count: int, name: str, inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge
+) -> None:
+    """Compute the range `number` of `count` of a merge into its draft, unless an earlier attempt has."""
+    with _one_of_few():
+        _write_range(number, count, name, inputs, coefficients, merge)
+
+
+@contextmanager
+def given_up_where_at_fault(calls: Iterable[Mapping[str, Any]]) -> Iterator[None]:
+    """Where the models of a merge are at fault, no attempt would end otherwise: then nothing of the drafts is kept.
+
+    calls: the arguments of merges, whose ranges have all ended when the block does.
+    """
+    try:
+        yield
+    except InputError:
+        for call in calls:
+            shutil.rmtree(_draft(**call), ignore_errors=True)
+        raise
+
+
+def _merged(inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge) -> MergedTensors:
+    """The merge, nothing of which is computed before it is asked for."""
     import torch
 
-    from mergeline.checkpoints.writer import write_checkpoint
     from mergeline.merging.engine import merge as stream
 
     models, bases = inputs.open()
     statistics: Any = read_json(coefficients) if coefficients else None
-    tensors = stream(
+    return stream(
         models,
         base=bases or None,
         method=merge.method,
         onto=merge.onto,
         out_dtype=getattr(torch, merge.out_dtype) if merge.out_dtype else None,
         statistics=statistics,
+        evidence=open_artifacts(inputs.evidence) if inputs.evidence else None,
         **merge.grouping,
         **merge.options,
     )
-    return put_file(lambda path: write_checkpoint(path, tensors), ".safetensors", "checkpoint", name=name)
+
+
+def _write_range(
+    number: int, count: int, name: str, inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge
+) -> None:
+    from mergeline.checkpoints.files import output_name
+    from mergeline.merging.work import split, write_part
+
+    tensors = _merged(inputs, coefficients, merge)
+    parts = split(tensors, count)
+    if number >= len(parts):  # whole tensors do not fill them all
+        return
+    draft = _draft(name, inputs, coefficients, merge)
+    file = output_name(inputs.like()[0].path)
+    write_part(_layout(draft, tensors, file, shard_size(file, merge.max_shard_size)), tensors, parts[number])
+
+
+def _draft(name: str, inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge) -> Path:
+    """The folder of a merge in the making: one for all who compute the same with the same code, also after a crash."""
+    return store_directory() / "ranges" / stage_key(merge_models, name, inputs, coefficients, merge)
+
+
+def _layout(draft: Path, tensors: MergedTensors, file: str, max_shard_size: int | None) -> Layout:
+    """The files of a draft, laid out by whoever comes first."""
+    from mergeline.checkpoints.output import prepare
+
+    with exclusive(draft.parent / "ranges.lock"):
+        for other in draft.parent.glob("*/unfinished"):
+            with suppress(FileNotFoundError):  # its merge was done a moment ago
+                if time.time() - other.stat().st_mtime > FORGOTTEN:
+                    shutil.rmtree(other.parent, ignore_errors=True)
+        return prepare(
+            draft / file,
+            tensors.specs,
+            max_shard_size=max_shard_size,
+            metadata=tensors.metadata,
+            scratch=draft / "unfinished",
+        )
+
+
+def _finish(layout: Layout, folder: Path) -> bool:
+    """Move a draft into a folder under the names of its files; False where ranges of it are missing."""
+    from mergeline.checkpoints.output import publish
+
+    try:
+        files = publish(layout).files
+    except InputError:  # of an earlier run that was stopped, and this one needs no ranges
+        return False
+    for file in files:
+        (layout.target.parent / file).rename(folder / file)
+    return True

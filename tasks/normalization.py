@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.architecture import ArchitectureSpec
-from tasks.checkpoints import open_artifact
+from tasks.checkpoints import open_artifact, put_checkpoint
 from tasks.inputs import DataSlice
 from tasks.policy import stage
 from tasks.store import ArtifactRef, put_file
@@ -16,14 +17,23 @@ if TYPE_CHECKING:
 
 @stage("reset-normalization")
 def reset_normalization(
-    model: ArtifactRef, architecture: ArchitectureSpec, calibration: DataSlice, batch_size: int
+    model: ArtifactRef,
+    architecture: ArchitectureSpec,
+    calibration: DataSlice,
+    batch_size: int,
+    max_shard_size: int | None,
 ) -> ArtifactRef:
-    """The checkpoint with the statistics that its normalisation layers see on the calibration data."""
+    """The checkpoint with the statistics that its normalisation layers see on the calibration data, in its dtypes."""
     from mergeline.checkpoints.writer import write_checkpoint
 
     reader = open_artifact(model)
-    state = calibrated(architecture.load(reader), calibration, batch_size).state_dict()
-    return put_file(lambda path: write_checkpoint(path, state), ".safetensors", "checkpoint", name=reader.source)
+    module = calibrated(architecture.load(reader), calibration, batch_size)
+    state = {name: tensor.to(reader.dtype(name)) for name, tensor in module.state_dict().items()}
+
+    def write(path: Path, max_shard_size: int | None) -> None:
+        write_checkpoint(path, state, max_shard_size=max_shard_size)
+
+    return put_checkpoint(write, model, reader.source, max_shard_size)
 
 
 @stage("measure-normalization")

@@ -23,6 +23,7 @@ from prefect import Task
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas import TaskRun
 from prefect.context import TaskRunContext
+from prefect.results import get_result_store
 from prefect.settings import PREFECT_TASKS_REFRESH_CACHE, temporary_settings
 from prefect.states import State
 from prefect.tasks import exponential_backoff
@@ -78,7 +79,7 @@ def stage(
             retries=retries,
             retry_delay_seconds=exponential_backoff(backoff_factor=1) if retries else None,
             retry_jitter_factor=0.3 if retries else None,
-            retry_condition_fn=_worth_a_retry,
+            retry_condition_fn=worth_a_retry,
             timeout_seconds=timeout_seconds,
         )
 
@@ -107,6 +108,23 @@ def fresh() -> Iterator[None]:
     """Within this block stages ignore what is cached, run, and replace their records (as MERGELINE_FRESH=1 does)."""
     with temporary_settings({PREFECT_TASKS_REFRESH_CACHE: True}):
         yield
+
+
+def at_hand(called: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> bool:
+    """Whether this call of a stage would be answered from the cache, for work that only prepares it."""
+    if PREFECT_TASKS_REFRESH_CACHE.value():
+        return False
+    try:
+        store: Any = get_result_store().update_for_task(called)
+        return store.read(stage_key(called, *args, **kwargs)) is not None
+    except ValueError:  # never recorded, or its artifact is gone
+        return False
+
+
+def stage_key(called: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> str:
+    """The cache key of a call of a stage."""
+    function = inspect.unwrap(called.fn)
+    return cache_key(called.name, function, inspect.signature(function).bind(*args, **kwargs).arguments)
 
 
 class _Stage(Task[P, R]):
@@ -195,7 +213,7 @@ def is_transient(error: BaseException) -> bool:
     )
 
 
-def _worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+def worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     """Prefect asks this between two attempts; a wait that the server asked for (`retry_after`) is made here."""
     error = state.data
     if not isinstance(error, Exception) or not is_transient(error):

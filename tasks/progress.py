@@ -32,7 +32,8 @@ class Progress:
     def results(self, what: str, futures: dict[str, PrefectFuture[Any]]) -> dict[str, Any]:
         """Wait for named stages; raises what the first failed one raised."""
         self.stages += futures.values()
-        self._wait(futures.values(), what)
+        if futures:
+            self._wait(futures.values(), what)
         return {name: future.result() for name, future in futures.items()}
 
     def count(self) -> StageCount:

@@ -16,7 +16,9 @@ from mergeline.report.page import Facts, report_page
 from mergeline.report.result import Comparison
 from tasks.permutations import BALANCE_SEARCH
 from tasks.policy import stage
-from tasks.store import ArtifactRef, publish, put_directory, put_file, read_json
+from tasks.store import ArtifactRef, file_digests, publish, publish_files, put_directory, put_file, read_json
+
+MODEL, CHART = "model.safetensors", "chart.png"
 
 
 class Made(BaseModel):
@@ -42,11 +44,19 @@ def draw_comparison(scores: ArtifactRef) -> ArtifactRef:
 
 
 @task(name="publish")
-def publish_run(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef) -> None:
-    """Write the merged model, its normalisation per domain, alignment, coefficients, scores, lineage and report."""
+def publish_run(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef | None) -> None:
+    """Write the merged model, its normalisation per domain, alignment, coefficients, scores, lineage and report.
+
+    What an earlier run published and this one does not have is removed: it would be taken for a part of the result.
+    """
     output = plan.output
-    publish(made.model, output / "model.safetensors")
-    publish(put_directory(partial(_gather, made.normalization), "normalization"), output / "normalization")
+    _remove_older(output, keep=[path.name for path in published_files(output, made, comparison)])
+    if made.model.path.is_dir():
+        publish_files(made.model, output)
+    else:
+        publish(made.model, output / MODEL)
+    if made.normalization:
+        publish(put_directory(partial(_gather, made.normalization), "normalization"), output / "normalization")
     unaligned = {"aligned": False, "why": "all task models share one unit order, or the plan says align: null"}
     alignment = made.alignment or put_directory(
         lambda folder: (folder / "alignment.json").write_text(json.dumps(unaligned) + "\n"), "no alignment"
@@ -58,15 +68,28 @@ def publish_run(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactR
     _write_json(output / "comparison.json", comparison.model_dump(mode="json"))
     _write_json(output / "metrics.json", comparison.metrics())
     _write_json(output / "lineage.json", lineage(plan, made))
-    publish(chart, output / "chart.png")
-    _write_text(output / "report.md", report_page(plan, comparison, facts(made), "chart.png"))
+    if chart:
+        publish(chart, output / CHART)
+    _write_text(output / "report.md", report_page(plan, comparison, facts(made), CHART))
 
 
-def published_files(output: Path) -> list[Path]:
+def published_files(output: Path, made: Made, comparison: Comparison) -> list[Path]:
     """What `publish_run` writes, and nothing else that may lie in the folder."""
-    folders = ["alignment", "coefficients", "normalization"]
-    files = ["model.safetensors", "comparison.json", "metrics.json", "lineage.json", "chart.png", "report.md"]
-    return [output / name for name in [*folders, *files]]
+    names = [*file_digests(made.model, MODEL), "alignment", "coefficients"]
+    names += ["normalization"] * bool(made.normalization) + [CHART] * bool(comparison.rows)
+    return [output / name for name in [*names, "comparison.json", "metrics.json", "lineage.json", "report.md"]]
+
+
+def _remove_older(output: Path, keep: list[str]) -> None:
+    """Remove the files of the model that lies in a folder, by its lineage, and what measured it."""
+    try:
+        older = list(json.loads((output / "lineage.json").read_text()).get("files", [MODEL]))
+    except (OSError, ValueError, AttributeError, TypeError):  # none there, or not ours
+        return
+    for name in {*older, CHART} - set(keep):
+        (output / Path(name).name).unlink(missing_ok=True)
+    if "normalization" not in keep:
+        shutil.rmtree(output / "normalization", ignore_errors=True)
 
 
 def _gather(statistics: dict[str, ArtifactRef], folder: Path) -> None:
@@ -83,6 +106,7 @@ def lineage(plan: Plan, made: Made) -> dict[str, Any]:
         "alignment": made.alignment.sha256 if made.alignment else None,
         "coefficients": made.coefficients.sha256 if made.coefficients else None,
         "model": made.model.sha256,
+        "files": file_digests(made.model, MODEL),
         "normalization": {domain: ref.sha256 for domain, ref in made.normalization.items()},
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -12,6 +13,8 @@ from mergeline.report.result import Comparison
 from tasks.policy import stage_seconds
 from tasks.progress import StageCount
 from tasks.publishing import Made, facts, published_files
+
+LARGEST = 1 << 30  # bytes of a file that is copied into MLflow: larger weights are named by their digests alone
 
 
 class Recorded(BaseModel):
@@ -47,11 +50,15 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
         | {f"balance/{balance}": score for balance, score in found.balances.get("tried", {}).items()}
         | {f"seconds/{name}": value for name, value in stage_seconds(identity).items()},
         series={"objective": found.objective},
-        artifacts=published_files(plan.output),
+        artifacts=[path for path in published_files(plan.output, made, comparison) if _size(path) <= LARGEST],
         datasets=[DatasetUse(name=name, sha256=ref.sha256, source=name) for name, ref in made.datasets.items()],
         tags=tags,
     )
     return Recorded(flow_run=identity, mlflow_run=run, mlflow_page=tracker.page(run) if run else None)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def scores(comparison: Comparison) -> dict[str, float]:

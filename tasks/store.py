@@ -157,6 +157,30 @@ def publish(ref: ArtifactRef, destination: Path) -> Path:
     return destination
 
 
+def publish_files(ref: ArtifactRef, folder: Path) -> list[Path]:
+    """Copy the files of a stored folder into a folder beside what else lies there, the index of shards last.
+
+    Each file is the old one or the new one, whole. Raises ValueError if the artifact was altered.
+    """
+    ref.verify()
+    folder.mkdir(parents=True, exist_ok=True)
+    names = sorted(_file_digests(ref.path), key=lambda name: (name.endswith(".index.json"), name))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".publishing.") as aside:
+        for name in names:
+            draft = Path(aside) / Path(name).name
+            shutil.copyfile(ref.path / name, draft)
+            _sync(draft)
+            (folder / name).parent.mkdir(exist_ok=True)
+            draft.replace(folder / name)
+    _sync(folder)
+    return [folder / name for name in names]
+
+
+def file_digests(ref: ArtifactRef, name: str) -> dict[str, str]:
+    """File name -> sha256 of an artifact; a single file is to be called `name`."""
+    return dict(sorted(_file_digests(ref.path).items())) if ref.path.is_dir() else {name: ref.sha256}
+
+
 # --- digests ---------------------------------------------------------------------------------------------------------
 
 _Stamp = tuple[str, int, int, int]

@@ -60,6 +60,23 @@ def test_overrides_reach_every_depth():
             "merge.options_by_pattern={'*.mlp.*': {keep_ration: 0.2}}",
             r"merge.options_by_pattern\['\*\.mlp\.\*'\]: method 'pcb' has no option 'keep_ration'; did you mean",
         ),
+        ("merge={method: average, granularity: layer}", "merge.granularity: 'average' gathers no statistics"),
+        ("merge.max_shard_size=5 parsecs", "merge.max_shard_size: could not interpret byte unit"),
+        ("merge.max_shard_size=0", "merge.max_shard_size: .*greater than 0"),
+        ("merge.vocabulary=comon", "merge.vocabulary: 'comon' is not one of .*; did you mean 'common'"),
+        ("merge={method: slerp}", "merge.method: method 'slerp' merges 2 task models, not 4"),
+        ("runner=dusk", "runner: 'dusk' is not one of .*; did you mean 'dask'"),
+        ("workers=0", "workers: .*greater than 0"),
+        ("architecture=null", "architecture: is missing; the models of `tasks` are evaluated with it"),
+        ("calibration=null", "calibration: is missing; the models of `tasks` are evaluated with it"),
+        ("merge={method: fisher, evidence: {split: tset}}", "merge.evidence.split: 'tset' is not a split"),
+        ("merge={method: fisher, evidence: {split: test}}", "merge.evidence.split: tasks are measured on 'test'"),
+        ("merge={method: regmean, evidence: {spilt: test}}", "merge.evidence.spilt: unknown key; did you mean 'split'"),
+        (
+            "checkpoints[2].base=initial",
+            r"checkpoints\[2\].base: 'a-clean-02478' starts from initial, 'base-a' does not",
+        ),
+        ("checkpoints[0].name=initial", r"checkpoints\[0\].name: 'initial' is the name of"),
         ("merge.method=pbc", "merge.method: .*'pbc' does not exist; did you mean 'pcb'"),
         ("align.ballance=0.2", "align.ballance: unknown key; did you mean 'balance'"),
         ("align.balance_search={balances: []}", "align.balance_search.balances: "),
@@ -110,6 +127,24 @@ def test_overrides_reach_every_depth():
 def test_a_fault_is_named_with_its_field(override, fault):
     faults = faults_of(override)
     assert any(re.search(f"params.yaml: {fault}", sentence) for sentence in faults), faults
+
+
+def test_what_a_method_that_weighs_by_data_lacks_is_named():
+    faults = faults_of("merge={method: fisher}", "tasks[0].checkpoint=a-clean-13569", "align.method=zip")
+    assert any("checkpoints[2]: 'fisher' weighs models by data of their tasks" in fault for fault in faults)
+    assert any("merge.method: 'fisher' weighs the units of each model, and zip merges" in fault for fault in faults)
+
+
+def test_checkpoints_alone_are_a_plan(tmp_path):
+    entries = [{"name": name, "uri": f"data/zoo/{name}.safetensors"} for name in ("mudsc-02478", "mudsc-13569")]
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump({"name": "alone", "checkpoints": entries, "merge": {"method": "average"}}))
+    faults = faults_of(path=path)
+    assert len(faults) == 2
+    assert "architecture: is missing; models of different bases are aligned by it (align: null merges" in faults[0]
+    plan = load_plan(path, ["align=null", "merge.max_shard_size=5GB"])
+    assert [row.name for row in comparison_rows(plan)] == [RESULT]
+    assert plan.merge.max_shard_size == 5_000_000_000
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from tempfile import mkdtemp
+from threading import get_ident
 
 import torch
 
@@ -69,16 +70,22 @@ def prepare(
     dtype: torch.dtype | None = None,
     max_shard_size: int | None = None,
     metadata: Mapping[str, str] | None = None,
+    scratch: Path | None = None,
 ) -> Layout:
     """Plan the files of a checkpoint and lay them out beside the target: headers written, space for all data kept.
 
     Arguments as of `write_checkpoint`; specs: name -> shape and dtype, in the order in which tensors fill the shards.
+    scratch: a folder on the target's disk to lay them out in, which nobody else prepares at this moment; files that an
+    earlier call with the same arguments laid out there are taken up again, with all that was written to them.
     What is not published in the end must be given up (`abandon`).
     """
     target = target_of(path)
     check_options(target, dtype, max_shard_size, metadata)
     target.parent.mkdir(parents=True, exist_ok=True)
     check_specs(specs, target)
+    if scratch is not None:
+        scratch.mkdir(parents=True, exist_ok=True)
+        return plan(target, scratch, specs, dtype=dtype, max_shard_size=max_shard_size, metadata=metadata)
     scratch = Path(mkdtemp(prefix=f".{target.stem}-", dir=target.parent))
     try:
         return plan(target, scratch, specs, dtype=dtype, max_shard_size=max_shard_size, metadata=metadata)
@@ -96,16 +103,20 @@ def plan(
     max_shard_size: int | None,
     metadata: Mapping[str, str] | None,
 ) -> Layout:
-    """The layout, its files made in the folder `scratch`."""
+    """The layout, its files made in the folder `scratch` where they are not there yet."""
     written = {name: written_as(spec, dtype) for name, spec in specs.items()}
     shards = []
     for number, names in enumerate(_batches(written, max_shard_size)):
         batch = {name: written[name] for name in names}
         header, places = encode_header(batch, {"format": "pt"} | dict(metadata or {}))
         shards.append(Shard(scratch / str(number), header, places))
-        with shards[-1].draft.open("wb") as file:
+        if shards[-1].draft.exists():
+            continue
+        unfinished = shards[-1].draft.with_suffix(".new")
+        with unfinished.open("wb") as file:
             file.write(header)
             file.truncate(len(header) + sum(map(nbytes, batch.values())))
+        unfinished.rename(shards[-1].draft)
     return Layout(target, scratch, written, dtype, tuple(shards))
 
 
@@ -116,11 +127,20 @@ def write_range(layout: Layout, pieces: Iterable[FlatPiece]) -> None:
     """
     with one_thread():
         ranges = fill(layout, checked(pieces, layout.dtype, layout.target), sync=True)
-    text = json.dumps(ranges)
-    note = layout.scratch / f"written-{hashlib.sha256(text.encode()).hexdigest()}.json"
-    draft = note.with_suffix(f".{os.getpid()}")
-    draft.write_text(text)
+    note = _note_of(layout, ranges)
+    draft = note.with_suffix(f".{os.getpid()}-{get_ident()}")
+    draft.write_text(json.dumps(ranges))
     atomic.publish(draft, note)
+
+
+def is_written(layout: Layout, ranges: Sequence[tuple[str, int, int]]) -> bool:
+    """Whether one call of `write_range` has written exactly these ranges, each of them in one piece or several."""
+    return _note_of(layout, ranges).exists()
+
+
+def _note_of(layout: Layout, ranges: Sequence[tuple[str, int, int]]) -> Path:
+    digest = hashlib.sha256(json.dumps([list(item) for item in ranges]).encode()).hexdigest()
+    return layout.scratch / f"written-{digest}.json"
 
 
 def publish(layout: Layout) -> Manifest:

@@ -1,6 +1,6 @@
 """Running a module to measure it, and leaving it as it was."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,3 +34,11 @@ def names_of(module: nn.Module) -> dict[int, list[str]]:
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return names
+
+
+def mean_of(measured: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of what was measured on several sets of data: float32 by name, summed in float64."""
+    first = measured[0]
+    return {
+        name: torch.stack([one[name] for one in measured]).mean(dim=0, dtype=torch.float64).float() for name in first
+    }

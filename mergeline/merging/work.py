@@ -14,7 +14,7 @@ from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
-from mergeline.checkpoints.output import Layout, write_range
+from mergeline.checkpoints.output import Layout, is_written, write_range
 from mergeline.checkpoints.streams import FlatPiece
 from mergeline.merging.merged import MergedTensors
 
@@ -49,8 +49,9 @@ def split(merged: MergedTensors, parts: int) -> list[list[Range]]:
 
 
 def write_part(layout: Layout, merged: MergedTensors, part: Sequence[Range]) -> None:
-    """Compute one part and write it into the prepared output; doing it again, after a failure, does no harm."""
-    write_range(layout, _pieces(merged, part))
+    """Compute one part and write it into the prepared output, unless it is there already, from an earlier attempt."""
+    if not is_written(layout, list(part)):
+        write_range(layout, _pieces(merged, part))
 
 
 def _pieces(merged: MergedTensors, part: Sequence[Range]) -> Iterator[FlatPiece]:

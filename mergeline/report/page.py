@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mergeline.comparison import RESULT
+from mergeline.merging import registry
 from mergeline.plan import Plan
 from mergeline.report.result import Comparison
 from mergeline.report.table import markdown_table
@@ -31,14 +32,17 @@ class Facts:
 def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str) -> str:
     """Markdown of the whole report; `chart` is the picture's file name beside it."""
     sections = [
-        f"# {plan.name}\n\n{_verdict(plan, comparison)}",
-        f"![accuracy of every row]({chart})",
-        markdown_table(comparison),
-        _reading(comparison),
+        f"# {plan.name}",
+        *(_measured(plan, comparison, chart) if comparison.rows else ["Merged; there are no tasks to measure it on."]),
         f"## Checkpoints\n\n{_checkpoints(plan, facts)}",
         f"## What each stage did\n\n{_stages(plan, facts)}",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _measured(plan: Plan, comparison: Comparison, chart: str) -> list[str]:
+    picture = f"![accuracy of every row]({chart})"
+    return [_verdict(plan, comparison), picture, markdown_table(comparison), _reading(comparison)]
 
 
 def _verdict(plan: Plan, comparison: Comparison) -> str:
@@ -75,7 +79,7 @@ def _checkpoints(plan: Plan, facts: Facts) -> str:
 
 def _stages(plan: Plan, facts: Facts) -> str:
     lines = [f"- **Download**: {len(plan.checkpoints)} checkpoints, digests as above."]
-    if facts.matched and plan.align:
+    if facts.matched and plan.align and plan.calibration:
         weakest = min(facts.matched, key=lambda group: facts.matched[group])
         sweeps = ", ".join(f"{value:.4f}" for value in facts.objective) or "no sweeps in activation space alone"
         lines += [
@@ -97,7 +101,13 @@ def _stages(plan: Plan, facts: Facts) -> str:
         pairs = zip(plan.task_models, bounds, whole["threshold"], strict=True)
         rows = "; ".join(f"{model.name} |tau| <= {bound:.2e}, score > {score:.2f}" for model, bound, score in pairs)
         lines.append(f"- **PCB coefficients**: magnitudes are clipped and scores up to a threshold dropped: {rows}.")
-    options = ", ".join(f"{key} {value}" for key, value in {**plan.merge.options, **plan.merge.grouping}.items())
+    if evidence := registry.get(plan.merge.method).evidence:
+        what = {"fisher": "the diagonal Fisher information", "gram": "the Gram matrices of all layers' inputs"}[
+            evidence
+        ]
+        lines.append(f"- **Evidence**: {what} of each model, on `{plan.merge.evidence.split}` data of its tasks.")
+    options = ", ".join(f"{key} {value}" for key, value in (plan.merge.options | plan.merge.grouping).items())
     lines.append(f"- **Merge**: {plan.merge.method}{f' ({options})' if options else ''}, onto the {plan.merge.onto}.")
-    lines.append(f"- **Evaluation**: {len(plan.tasks)} tasks.")
+    if plan.tasks:
+        lines.append(f"- **Evaluation**: {len(plan.tasks)} tasks.")
     return "\n".join(lines)

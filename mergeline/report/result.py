@@ -25,7 +25,7 @@ class RowScores(BaseModel):
 
 
 class Comparison(BaseModel):
-    """All rows of a run; the last one is the merged model."""
+    """All rows of a run; the last one is the merged model. None where there were no tasks to measure it on."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,6 +39,8 @@ class Comparison(BaseModel):
 
     def metrics(self) -> dict[str, object]:
         """The scores of the result as plain numbers, for metrics.json."""
+        if not self.rows:
+            return {}
         result = self.result
         return {
             "mean": result.mean.value,

@@ -2,19 +2,18 @@
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from prefect.client.orchestration import get_client
 from safetensors.torch import load_file
 
 from flows.merge_and_evaluate import merge_and_evaluate
 from mergeline.alignment.alignment import Alignment
 from mergeline.errors import InputError
 from mergeline.plan_file import load_plan
+from tests.flows.conftest import ROOT
+from tests.flows.runs import all_task_runs, computed, plan_for, published
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 STAGES = {
     *("download-checkpoint", "prove-symmetry", "represent-family", "collect-activations", "activation-similarity"),
     *("weight-similarity", "solve-permutations", "pcb-coefficients", "merge", "evaluate", "reset-normalization"),
@@ -25,46 +24,16 @@ pytestmark = pytest.mark.flow
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, prefect_server):
-    """The project's folder as working directory, with state of this module's own, shared by its tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("state")
-        patch.chdir(ROOT)
-        patch.setenv("MERGELINE_STATE", str(folder))
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / '.mlflow' / 'mlflow.db'}")
-        yield folder
-
-
-def plan_for(output, *overrides, path="params.yaml"):
-    return load_plan(path, [f"output={output}", *overrides])
-
-
-@pytest.fixture(scope="module")
 def first(project):
     """The default plan, run once."""
     output = project / "published"
     return merge_and_evaluate(plan_for(output)), output
 
 
-def all_task_runs(flow_run):
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-
-    with get_client(sync_client=True) as client:
-        return client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])), limit=200)
-
-
 def task_runs(flow_run):
     """One task run of each stage, by the name of the stage."""
     runs = all_task_runs(flow_run)
     return {run.name.rpartition("-")[0] if run.name.rpartition("-")[2].isalnum() else run.name: run for run in runs}
-
-
-def published(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "lineage.json"  # names the output folder
-    }
 
 
 def test_the_result_is_what_the_scenario_promises(first):
@@ -226,11 +195,6 @@ def test_the_setting_of_mudsc(mudsc, project):
     assert rows["merged"].mean.value > rows["average"].mean.value + 0.1
     assert rows["ensemble"].mean.value > 0.85
     assert json.loads((project / "mudsc" / "coefficients" / "coefficients.json").read_text()) == {}
-
-
-def computed(outcome):
-    """How many stages a run did not take from the cache."""
-    return outcome.stages.total - outcome.stages.cached
 
 
 def test_units_can_be_zipped_with_the_similarities_at_hand(mudsc, project):

@@ -1,0 +1,103 @@
+"""Stages: what the data of its tasks say about the parameters of a model, for methods that weigh models by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from prefect import Task
+from pydantic import BaseModel, ConfigDict
+
+from mergeline.plan import Merge
+from tasks.architecture import ArchitectureSpec
+from tasks.inputs import DataSlice
+from tasks.merging import MergeInputs, evidence_of
+from tasks.policy import stage
+from tasks.store import ArtifactRef, put_file
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class TaskData(BaseModel):
+    """What one task measures a model on: pictures, the prototypes of all classes, and those of the task."""
+
+    model_config = ConfigDict(frozen=True)
+
+    examples: DataSlice
+    prototypes: ArtifactRef
+    classes: list[int]
+
+    def labelled(self, count: int | None, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+        """Batches of pictures of the task's classes, labelled by their place among these; `count` batches, or all."""
+        examples = self.examples.load()
+        from mergeline.evidence.batches import labelled_batches
+
+        return labelled_batches(examples.images, examples.labels, self.classes, count, batch_size)
+
+    def pictures(self, count: int | None, batch_size: int) -> list[Tensor]:
+        """Batches of pictures of any class."""
+        examples = self.examples.load()
+        from mergeline.evidence.batches import spread
+
+        return list(spread(examples.images, count, batch_size).split(batch_size))
+
+    def logits(self) -> Callable[[Tensor], Tensor]:
+        """Embeddings [b, d] -> logits [b, classes of the task]."""
+        from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
+
+        rows = load_prototypes(self.prototypes.path).rows
+        return lambda embeddings: prototype_logits(embeddings, rows)[:, self.classes]
+
+
+@stage("collect-fisher")
+def collect_fisher(
+    name: str,
+    model: MergeInputs,
+    architecture: ArchitectureSpec,
+    tasks: list[TaskData],
+    batches: int | None,
+    batch_size: int,
+) -> ArtifactRef:
+    """The diagonal Fisher information of a model, in the unit order that it is merged in: the mean over its tasks."""
+    from mergeline.evidence.fisher import fisher_diagonal
+    from mergeline.evidence.measuring import mean_of
+
+    labelled = [(task.labelled(batches, batch_size), task.logits()) for task in tasks]
+    module = _module(model, architecture)
+    return _put(mean_of([fisher_diagonal(module, pairs, logits=logits) for pairs, logits in labelled]), "fisher", name)
+
+
+@stage("collect-grams")
+def collect_grams(
+    name: str,
+    model: MergeInputs,
+    architecture: ArchitectureSpec,
+    tasks: list[TaskData],
+    batches: int | None,
+    batch_size: int,
+) -> ArtifactRef:
+    """The Gram matrices of the inputs of a model's layers, in the unit order that it is merged in, over all its tasks.
+
+    No labels are looked at.
+    """
+    from mergeline.evidence.gram import gram_matrices
+
+    pictures = [batch for task in tasks for batch in task.pictures(batches, batch_size)]
+    return _put(gram_matrices(_module(model, architecture), pictures), "grams", name)
+
+
+def collector(merge: Merge) -> Task[..., ArtifactRef]:
+    """The stage that collects what a method declares as its evidence."""
+    return {"fisher": collect_fisher, "gram": collect_grams}[evidence_of(merge) or ""]
+
+
+def _module(model: MergeInputs, architecture: ArchitectureSpec) -> nn.Module:
+    (reader,), _ = model.open()
+    return architecture.load(reader)
+
+
+def _put(found: Mapping[str, Tensor], kind: str, name: str) -> ArtifactRef:
+    from mergeline.checkpoints.writer import write_checkpoint
+
+    return put_file(lambda path: write_checkpoint(path, found), ".safetensors", kind, name=f"{kind} of {name}")

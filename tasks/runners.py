@@ -1,0 +1,69 @@
+"""What a flow's stages run on: threads of this process, or the processes of a Dask or Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prefect import Flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from mergeline.errors import InputError
+
+if TYPE_CHECKING:
+    from mergeline.plan import Plan
+
+R = TypeVar("R")
+PACKAGES = {"dask": ("prefect_dask", "distributed"), "ray": ("prefect_ray", "ray")}
+
+
+def run_on_chosen_workers(flow: Flow[[Plan], R], plan: Plan) -> R:
+    """Run the flow of a plan on the runner that the plan names. InputError where its packages are not installed."""
+    chosen = flow.with_options(task_runner=task_runner(plan.runner, plan.workers))
+    if plan.runner == "threads":
+        return chosen(plan)
+    with _one_server():
+        return chosen(plan)
+
+
+def task_runner(runner: str, workers: int | None) -> TaskRunner[Any]:
+    """A runner of that kind. Dask and Ray start a cluster on this machine for the time of the flow, unless
+    DASK_SCHEDULER_ADDRESS or RAY_ADDRESS names one that runs."""
+    missing = [package for package in PACKAGES.get(runner, ()) if find_spec(package) is None]
+    if missing:
+        raise InputError(f"runner: {runner} needs the package {missing[0]}: pip install 'mergeline[{runner}]'")
+    count = workers or os.cpu_count() or 1
+    if runner == "dask":
+        from prefect_dask import DaskTaskRunner
+
+        if address := os.environ.get("DASK_SCHEDULER_ADDRESS"):
+            return DaskTaskRunner(address=address)
+        quiet = {} if "PREFECT_LOGGING_LEVEL" in os.environ else {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR"}
+        # no dashboard: its port may be taken
+        options = {"n_workers": count, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+        return DaskTaskRunner(cluster_kwargs=options | {"env": quiet})
+    if runner == "ray":
+        from prefect_ray import RayTaskRunner  # type: ignore[import-untyped]
+
+        if address := os.environ.get("RAY_ADDRESS"):
+            return RayTaskRunner(address=address)
+        return RayTaskRunner(init_kwargs={"num_cpus": count, "include_dashboard": False, "log_to_driver": False})
+    return ThreadPoolTaskRunner(max_workers=workers) if workers else ThreadPoolTaskRunner()
+
+
+@contextmanager
+def _one_server() -> Iterator[None]:
+    """The Prefect server that this process uses, for the workers too: each would start one of its own."""
+    if PREFECT_API_URL.value():
+        yield
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()
+    server.start()
+    with temporary_settings({PREFECT_API_URL: server.api_url}):
+        yield
