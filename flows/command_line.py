@@ -65,8 +65,9 @@ def _show_plan(plan: Plan) -> int:
     if aligns(plan) and plan.align:
         print(f"align {', '.join(plan.families[1:])} to {plan.families[0]} in {plan.align.space} space")
     options = {**plan.merge.options, **plan.merge.grouping} or ""
-    print(f"merge by {plan.merge.method} {options}, publish into {plan.output}; rows of the table:")
-    for row in comparison_rows(plan):
+    options = plan.merge.options | ({"granularity": plan.merge.granularity} if plan.merge.granularity else {})
+    print(f"merge by {plan.merge.method} {options or ''}, publish into {plan.output}")
+    for row in comparison_rows(plan) if plan.tasks else ():
         print(f"  {row.label:<48} {row.kind} of {', '.join(row.members)}")
     found = inspect_plan(plan, held=held)
     show_preflight(found, Console(width=None if sys.stdout.isatty() else 140, highlight=False))

@@ -36,9 +36,7 @@ class Imported:
 
     def to_yaml(self) -> str:
         """The text of the plan's file, with the notes as comments."""
-        head = [
-            f"# From {self.source}, a configuration of mergekit. Check it: python -m flows.merge_and_evaluate --plan"
-        ]
+        head = [f"# From {self.source} (mergekit). Check it: python -m flows.merge_and_evaluate --params FILE --plan"]
         head += [f"# {self.source}:{line}: {sentence}" for line, sentence in self.notes]
         body = ""
         for key, value in self.plan.items():
