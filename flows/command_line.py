@@ -28,8 +28,7 @@ def run(flow: Flow[[Plan], Outcome]) -> int:
 
         plan = load_plan(options.params, options.set)
         if options.plan:
-            _show_plan(plan)
-            return 0
+            return _show_plan(plan)
         quiet_prefect()
         outcome = run_on_chosen_workers(flow, plan)
     except InputError as error:
@@ -55,17 +54,28 @@ def run(flow: Flow[[Plan], Outcome]) -> int:
     return 0
 
 
-def _show_plan(plan: Plan) -> None:
-    """Say what a run would do."""
+def _show_plan(plan: Plan) -> int:
+    """Say what a run would do, read, write and take; exit code 2 where it cannot work, after saying why."""
+    from rich.console import Console
+
     from mergeline.comparison import aligns, comparison_rows
+    from mergeline.preflight.inspect import inspect_plan
+    from mergeline.report.preflight import show_preflight
+    from tasks.store import held
 
     print(f"{plan.name}: {len(plan.task_models)} task models, {len(plan.bases)} bases, {len(plan.tasks)} tasks")
     if aligns(plan) and plan.align:
         print(f"align {', '.join(plan.families[1:])} to {plan.families[0]} in {plan.align.space} space")
     options = {**plan.merge.options, **plan.merge.grouping} or ""
-    print(f"merge by {plan.merge.method} {options}, publish into {plan.output}; rows of the table:")
-    for row in comparison_rows(plan):
+    options = plan.merge.options | ({"granularity": plan.merge.granularity} if plan.merge.granularity else {})
+    print(f"merge by {plan.merge.method} {options or ''}, publish into {plan.output}")
+    for row in comparison_rows(plan) if plan.tasks else ():
         print(f"  {row.label:<48} {row.kind} of {', '.join(row.members)}")
+    found = inspect_plan(plan, held=held)
+    show_preflight(found, Console(width=None if sys.stdout.isatty() else 140, highlight=False))
+    for fault in found.faults:
+        print(fault, file=sys.stderr)
+    return 2 if found.faults else 0
 
 
 def quiet_prefect() -> None:

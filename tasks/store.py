@@ -71,6 +71,12 @@ def store_directory() -> Path:
     return state_directory() / ".store"
 
 
+def held(sha256: str) -> Path | None:
+    """Where a file of that digest lies in the store, whatever its suffix; it is not read."""
+    found = sorted((store_directory() / sha256[:2]).glob(f"{sha256}.*"))
+    return next((path for path in found if path.is_file()), None)
+
+
 def put_file(write: Callable[[Path], object], suffix: str, kind: str, **metadata: JsonValue) -> ArtifactRef:
     """Store the file that `write(path)` makes. An exception in `write` leaves nothing behind."""
     with _workspace() as folder:

@@ -239,6 +239,21 @@ def check_options(
             raise InputError(f"{target}: metadata {key!r} is not a string to a string; safetensors keeps strings only")
 
 
+def file_sizes(path: str | Path, specs: Mapping[str, Spec], max_shard_size: int | None = None) -> dict[str, int]:
+    """Name -> bytes of the files of weights that a checkpoint would have; nothing is written."""
+    target, batches = target_of(path), _batches(specs, max_shard_size)
+    sizes = []
+    for names in batches:
+        batch = {name: specs[name] for name in names}
+        sizes.append(len(encode_header(batch, {"format": "pt"})[0]) + sum(map(nbytes, batch.values())))
+    names = [target.name] if len(sizes) == 1 else _shard_names(target, len(sizes))
+    return dict(zip(names, sizes, strict=True))
+
+
+def _shard_names(target: Path, count: int) -> list[str]:
+    return [f"{target.stem}-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+
+
 def _batches(specs: Mapping[str, Spec], max_bytes: int | None) -> list[list[str]]:
     """Names grouped into shards of at most max_bytes, or of one tensor that is larger."""
     batches: list[list[str]] = []
@@ -267,9 +282,9 @@ def _write_at(descriptor: int, place: int, data: memoryview) -> None:
 
 def _publish_shards(layout: Layout, digests: list[str]) -> dict[str, str]:
     """Name the shards, then write their index. Returns file name -> sha256."""
-    target, count = layout.target, len(layout.shards)
+    target = layout.target
     index = target.with_name(target.stem + INDEX)
-    named = {f"{target.stem}-{i:05}-of-{count:05}.safetensors": shard for i, shard in enumerate(layout.shards, start=1)}
+    named = dict(zip(_shard_names(target, len(layout.shards)), layout.shards, strict=True))
     draft = layout.scratch / "index"
     draft.write_text(_index_text(named, layout.specs))
     index.unlink(missing_ok=True)  # an old index over new shards would be a checkpoint that nobody wrote

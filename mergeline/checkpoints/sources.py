@@ -63,6 +63,15 @@ def fetch(
     return destination
 
 
+def stated_size(uri: str) -> int | None:
+    """What the source of one file says how many bytes it has; only the beginning of an answer is read, if any.
+
+    Raises InputError and TransientError as `fetch` does.
+    """
+    with _open(uri, None) as body:
+        return body.total
+
+
 def checked_pin(sha256: str | None, name: str) -> str | None:
     """An expected digest in small letters. Raises InputError for what is none."""
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):

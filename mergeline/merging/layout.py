@@ -17,7 +17,7 @@ def check_same_tensors(reference: Reader, others: Sequence[Reader]) -> None:
         if reference.dtype(name).is_complex:
             raise InputError(f"{reference.source}: tensor {name!r} is complex; only real tensors can be merged.")
     for other in others:
-        faults = _faults(reference, other)
+        faults = tensor_faults(reference, other)
         if faults:
             more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
             raise InputError(
@@ -26,7 +26,8 @@ def check_same_tensors(reference: Reader, others: Sequence[Reader]) -> None:
             )
 
 
-def _faults(reference: Reader, other: Reader) -> list[str]:
+def tensor_faults(reference: Reader, other: Reader) -> list[str]:
+    """What is missing, extra or different in `other`, one clause each, beginning with the quoted name of the tensor."""
     wanted, held = set(reference.names()), set(other.names())
     faults = [f"{name!r} is missing{_suggestion(name, held - wanted)}" for name in sorted(wanted - held)]
     faults += [f"{name!r} is extra{_suggestion(name, wanted - held)}" for name in sorted(held - wanted)]

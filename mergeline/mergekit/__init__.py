@@ -1,0 +1,1 @@
+"""Configurations of mergekit (https://github.com/arcee-ai/mergekit) turned into plans."""
