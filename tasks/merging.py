@@ -13,6 +13,7 @@ from tasks.store import ArtifactRef, put_file, put_json, read_json
 
 if TYPE_CHECKING:
     from mergeline.checkpoints.readers import Reader
+    from mergeline.merging.merged import MergedTensors
 
 
 class MergeInputs(BaseModel):
@@ -65,14 +66,21 @@ def pcb_coefficients(inputs: MergeInputs, method: str, options: dict[str, Any]) 
 @stage("merge")
 def merge_models(name: str, inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge) -> ArtifactRef:
     """Stream the task models through the method into one checkpoint."""
+    from mergeline.checkpoints.writer import write_checkpoint
+
+    tensors = merged_tensors(inputs, coefficients, merge)
+    return put_file(lambda path: write_checkpoint(path, tensors), ".safetensors", "checkpoint", name=name)
+
+
+def merged_tensors(inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge) -> MergedTensors:
+    """The merged tensors, computed as they are asked for."""
     import torch
 
-    from mergeline.checkpoints.writer import write_checkpoint
     from mergeline.merging.engine import merge as stream
 
     models, bases = inputs.open()
     statistics: Any = read_json(coefficients) if coefficients else None
-    tensors = stream(
+    return stream(
         models,
         base=bases or None,
         method=merge.method,
@@ -82,4 +90,3 @@ def merge_models(name: str, inputs: MergeInputs, coefficients: ArtifactRef | Non
         **merge.grouping,
         **merge.options,
     )
-    return put_file(lambda path: write_checkpoint(path, tensors), ".safetensors", "checkpoint", name=name)
