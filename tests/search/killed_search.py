@@ -1,4 +1,4 @@
-"""A search that kills itself (SIGKILL) at an event of trial K: python -m tests.search.killed_search FILE KIND EVENT K"""
+"""A search that kills itself (SIGKILL) at an event of a trial: its arguments are FILE KIND EVENT N"""
 
 import os
 import signal
