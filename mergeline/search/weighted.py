@@ -1,8 +1,8 @@
 """Candidates of a search at the price of one weighted sum: W = t s / sum(s) of PCB-Merging, computed once and kept.
 
 For one keep ratio the competition does not depend on lambda: merged = sum_i lambda_i W_i, then the base is added. The
-file holds for each tensor W [*shape, n] and the base it is added to [*shape], both float32, and as they are the tensors
-that no lambda changes.
+file holds for each tensor W and the base it is added to [*shape], both float32, and as they are the tensors that no
+lambda changes. W lies there as it is computed and read: blocks [n, c] of the flat tensor, one after the other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from mergeline.balancing.pcb import weighted_directions
 from mergeline.balancing.statistics import PcbStatistics
-from mergeline.balancing.sums import sum_over_models
 from mergeline.checkpoints.encoding import Spec
 from mergeline.checkpoints.finite import is_finite
 from mergeline.checkpoints.formats import SafetensorsReader
@@ -26,6 +25,7 @@ from mergeline.checkpoints.readers import Reader
 from mergeline.checkpoints.writer import write_checkpoint
 from mergeline.errors import InputError
 from mergeline.merging.average import average
+from mergeline.merging.chunks import step_of
 from mergeline.merging.engine import CHUNK, DEFAULT_PATTERNS
 from mergeline.merging.job import Job, prepare
 from mergeline.merging.merged import MergedTensors
@@ -94,23 +94,29 @@ def _merged(
     reader: SafetensorsReader, name: str, dtype: torch.dtype, *, scale: float, scales: Sequence[float] | None
 ) -> Tensor:
     origin, weighted = reader.read(_key(ORIGIN, name)), reader.read(_key(WEIGHTED, name))
-    models = weighted.shape[-1]
-    factors = torch.tensor([1.0] * models if scales is None else list(scales), dtype=torch.float64)
-    if len(factors) != models:
+    models = weighted.numel() // max(1, origin.numel())
+    factors = [1.0] * models if scales is None else [float(factor) for factor in scales]
+    if origin.numel() and len(factors) != models:
         raise InputError(f"PCB: there are {len(factors)} scales for {models} task models.")
     merged = torch.empty(origin.shape, dtype=dtype)
-    pieces = zip(
-        merged.view(-1).split(CHUNK),
-        origin.reshape(-1).split(CHUNK),
-        weighted.view(-1, models).split(CHUNK),
-        strict=True,
+    step = max(1, step_of(tuple(origin.shape), CHUNK))
+    blocks = zip(
+        merged.view(-1).split(step), origin.reshape(-1).split(step), weighted.split(step * max(1, models)), strict=True
     )
-    for target, start, rows in pieces:
-        total = sum_over_models((rows * factors).T)
-        target.copy_(start + scale * total.float())
+    for target, start, block in blocks:
+        total = _weighted_sum(block.view(models, -1), factors) if len(target) else block
+        target.copy_(start + scale * total)
         if not is_finite(target):
             raise InputError(f"merged tensor {name!r} overflows {dtype}; choose a wider out_dtype or a smaller scale.")
     return merged
+
+
+def _weighted_sum(rows: Tensor, factors: Sequence[float]) -> Tensor:
+    """sum_i factor_i row_i in float64, row by row, rounded once: [c] float32."""
+    total, product = torch.zeros(rows.shape[1], dtype=torch.float64), torch.empty(rows.shape[1], dtype=torch.float64)
+    for row, factor in zip(rows, factors, strict=True):
+        total += product.copy_(row).mul_(factor)
+    return total.float()
 
 
 def _key(kind: str, name: str) -> str:
@@ -142,7 +148,7 @@ class _Weighted:
             tensors[name] = {"dtype": str(dtype).removeprefix("torch."), "options": own}
             if treatment.kind == "merged":
                 self.specs[_key(ORIGIN, name)] = (shape, torch.float32)
-                self.specs[_key(WEIGHTED, name)] = ((*shape, len(job.inputs.models)), torch.float32)
+                self.specs[_key(WEIGHTED, name)] = ((len(job.inputs.models) * prod(shape),), torch.float32)
             else:
                 self.specs[_key(FIXED, name)] = (shape, job.first.dtype(name) if treatment.kind == "copied" else dtype)
         self.metadata = {NOTE: json.dumps({"tensors": tensors, "aliases": dict(job.aliases)})}
@@ -166,4 +172,4 @@ class _Weighted:
     def _directions(self, name: str) -> Iterator[tuple[int, Tensor]]:
         statistics = self._known[self._job.treatments[name].group or ""]
         for chunk in self._job.inputs.chunks(name, self._job.chunk):
-            yield chunk.start * len(chunk.rows), weighted_directions(chunk.rows, statistics).T.reshape(-1)
+            yield chunk.start * len(chunk.rows), weighted_directions(chunk.rows, statistics).view(-1)
