@@ -149,6 +149,8 @@ def search_faults(raw: dict[str, Any]) -> Iterator[str]:
         check_searchable(str(merge.get("method", "pcb")) if isinstance(merge, dict) else "pcb")
     except InputError as fault:
         yield str(fault)
+    if not raw.get("tasks"):
+        yield "tasks: there are none, so nothing tells good coefficients from bad ones; name at least one"
     over = search.get("over", [])
     over = over if isinstance(over, list) else []
     if "scale" in over and "scales" in over:
