@@ -66,7 +66,6 @@ def _show_plan(plan: Plan) -> int:
     print(f"{plan.name}: {len(plan.task_models)} task models, {len(plan.bases)} bases, {len(plan.tasks)} tasks")
     if aligns(plan) and plan.align:
         print(f"align {', '.join(plan.families[1:])} to {plan.families[0]} in {plan.align.space} space")
-    options = {**plan.merge.options, **plan.merge.grouping} or ""
     options = plan.merge.options | ({"granularity": plan.merge.granularity} if plan.merge.granularity else {})
     print(f"merge by {plan.merge.method} {options or ''}, publish into {plan.output}")
     for row in comparison_rows(plan) if plan.tasks else ():

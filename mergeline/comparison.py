@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,6 +27,8 @@ class Row(BaseModel):
     aligned: bool = False
     merge: Merge = Merge()
 
+
+PER_MODEL = ("scales", "weights")  # options of methods that are one number per task model
 
 RESULT = "merged"
 """Name of the row of the plan's own merge."""
@@ -139,5 +141,18 @@ def _teams(plan: Plan) -> Iterator[Row]:
                 label=f"models of {family} only, {_verb(plan.merge)}",
                 kind="merge",
                 members=names,
-                merge=plan.merge,
+                merge=_merge_of(names, plan),
             )
+
+
+def _merge_of(names: tuple[str, ...], plan: Plan) -> Merge:
+    """The plan's merge of some of its task models: options with one number per model keep those of these models."""
+    places = [place for place, model in enumerate(plan.task_models) if model.name in names]
+
+    def of_these(options: dict[str, Any]) -> dict[str, Any]:
+        whole = {key: value for key, value in options.items() if key in PER_MODEL and isinstance(value, list)}
+        fitting = {key: value for key, value in whole.items() if len(value) == len(plan.task_models)}
+        return options | {key: [value[place] for place in places] for key, value in fitting.items()}
+
+    by_pattern = {pattern: of_these(options) for pattern, options in plan.merge.options_by_pattern.items()}
+    return plan.merge.model_copy(update=of_these(plan.merge.options) | {"options_by_pattern": by_pattern})

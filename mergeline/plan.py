@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
 
 INITIAL = "initial"
 """In place of the name of a base: what an adapter is before training, which needs no checkpoint."""
@@ -177,6 +177,42 @@ class Evaluation(_Section):
     ]
 
 
+class ScaleRange(_Section):
+    """Where a search looks for a lambda."""
+
+    low: float = Field(ge=0, allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
+    step: float = Field(default=0.1, gt=0, allow_inf_nan=False, description="between the points of a grid")
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} must be less than high {self.high}")
+        return self
+
+
+class Search(_Section):
+    """What `flows.search_coefficients` tries; the ranges are those of the paper of PCB-Merging, and of MuDSC."""
+
+    method: Literal["cma", "tpe", "grid"] = "cma"
+    over: list[Literal["scales", "scale", "keep_ratio", "balance"]] = Field(
+        default=["scales"], min_length=1, description="what is searched: scales are the lambda of each task"
+    )
+    trials: int = Field(default=100, ge=1)
+    seed: int = Field(default=0, ge=0)
+    split: str = Field(default="validation", description="data that scores; never the one that measures the result")
+    metric: Literal["mean", "joint"] = Field(default="joint", description="mean over the tasks, or joint accuracy")
+    scales: ScaleRange = ScaleRange(low=0.8, high=1.3)
+    scale: ScaleRange = ScaleRange(low=0.8, high=2.2)
+    keep_ratio: list[Annotated[float, Field(gt=0, le=1)]] = Field(default=[0.05, 0.1, 0.2], min_length=1)
+    balance: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        default=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], min_length=1
+    )
+    cache_gigabytes: float = Field(
+        default=50.0, ge=0, description="larger weighted task vectors are not kept: each trial then merges the files"
+    )
+
+
 class Download(_Section):
     """Limits of checkpoint downloads."""
 
@@ -218,6 +254,7 @@ class Plan(_Section):
     )
     download: Download = Download()
     tracking: Tracking = Tracking()
+    search: Search | None = None
 
     @property
     def bases(self) -> list[Checkpoint]:

@@ -11,6 +11,7 @@ from mergeline.merging import registry
 from mergeline.merging.patterns import pattern_faults
 from mergeline.plan import INITIAL, Merge
 from mergeline.plan_surroundings import address_faults, architecture_faults, column_faults, output_faults
+from mergeline.search.space import check_searchable
 
 RESERVED = (INITIAL, "merged", "ensemble", "average", "aligned-average", "unaligned-mean", "unaligned-first")
 
@@ -128,15 +129,42 @@ def _align_faults(raw: dict[str, Any]) -> Iterator[str]:
     balances = search.get("balances", [])
     if isinstance(balances, list) and len(set(map(str, balances))) != len(balances):
         yield "align.balance_search.balances: a balance is listed twice"
-    datasets, split, tasks = raw.get("datasets"), search.get("split", "calibration"), _entries(raw, "tasks")
+    yield from _search_split_faults("align.balance_search", search.get("split", "calibration"), raw)
+
+
+def _search_split_faults(place: str, split: Any, raw: dict[str, Any]) -> Iterator[str]:
+    """A split to search on that has no labels or is not there, and one that measures the result."""
+    datasets, tasks = raw.get("datasets"), _entries(raw, "tasks")
     if isinstance(datasets, dict):
-        place = "align.balance_search"
-        faults = (_split_faults(place, {**task, "split": split}, datasets, "calibration") for task in tasks)
+        faults = (_split_faults(place, {**task, "split": split}, datasets, str(split)) for task in tasks)
         yield from dict.fromkeys(fault for found in faults for fault in found)
     measured = [f"tasks[{i}]" for i, task in enumerate(tasks) if task.get("split", "test") == split]
     if measured:
         listed = f"{measured[0]} is" if len(measured) == 1 else f"{', '.join(measured)} are"
-        yield f"align.balance_search.split: {listed} measured on '{split}'; search on other data"
+        yield f"{place}.split: {listed} measured on '{split}'; search on other data"
+
+
+def search_faults(raw: dict[str, Any]) -> Iterator[str]:
+    """Faults of a plan whose coefficients are to be searched, beside those of `reference_faults`."""
+    search, merge, align = raw.get("search") or {}, raw.get("merge") or {}, raw.get("align", {})
+    if not isinstance(search, dict):
+        return
+    yield from _search_split_faults("search", search.get("split", "validation"), raw)
+    try:
+        check_searchable(str(merge.get("method", "pcb")) if isinstance(merge, dict) else "pcb")
+    except InputError as fault:
+        yield str(fault)
+    if not raw.get("tasks"):
+        yield "tasks: there are none, so nothing tells good coefficients from bad ones; name at least one"
+    over = search.get("over", [])
+    over = over if isinstance(over, list) else []
+    if "scale" in over and "scales" in over:
+        yield "search.over: scale multiplies what scales already weigh; search one of the two"
+    twice = next((name for name in over if over.count(name) > 1), None)
+    if twice is not None:
+        yield f"search.over: '{twice}' is listed twice"
+    if "balance" in over and (not isinstance(align, dict) or align.get("space", "dual") != "dual"):
+        yield "search.over: there is no balance to search: the plan aligns nothing in dual space"
 
 
 def _merge_faults(merge: Any, checkpoints: list[dict[str, Any]]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from mergeline.errors import InputError, nearest
 from mergeline.plan import Plan
-from mergeline.plan_checks import reference_faults
+from mergeline.plan_checks import reference_faults, search_faults
 
 
 class PlanError(InputError):
@@ -23,9 +23,10 @@ class PlanError(InputError):
         super().__init__("\n".join(faults))
 
 
-def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
+def load_plan(path: str | Path, overrides: Sequence[str] = (), *, searched: bool = False) -> Plan:
     """Read a plan and apply overrides such as `merge.keep_ratio=0.2` or `checkpoints[0].uri=other.safetensors`.
 
+    searched: its coefficients are to be searched; a plan without the section `search` gets one.
     Raises PlanError with every fault at once; each names the file and the field, and how to mend it.
     """
     path = Path(path)
@@ -39,6 +40,8 @@ def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
         raise PlanError([f"{path}: not valid YAML: {' '.join(str(fault).split())}"]) from fault
     if not isinstance(raw, dict):
         raise PlanError([f"{path}: a plan is a mapping of sections (checkpoints, architecture, merge, ...)"])
+    if searched and raw.get("search") is None:
+        raw["search"] = {}
     faults = [wrong for override in overrides if (wrong := _override(raw, override))]
     plan = None
     try:
@@ -46,6 +49,8 @@ def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> Plan:
     except ValidationError as error:
         faults += [f"{path}: {_sentence(details)}" for details in error.errors()]
     faults += [f"{path}: {fault}" for fault in reference_faults(raw)]
+    if searched:
+        faults += [f"{path}: {fault}" for fault in search_faults(raw)]
     if faults or plan is None:
         raise PlanError(faults)
     return plan
@@ -110,7 +115,7 @@ def _sentence(fault: Any) -> str:
             hint = nearest(str(fault["input"]), re.findall(r"'([^']+)'", fault["ctx"]["expected"]), listed=True)
             return f"{place}: '{fault['input']}' is not one of {fault['ctx']['expected']}{hint}"
         case _:
-            return f"{place}: {fault['msg']} (found {fault['input']!r})"
+            return f"{place}: {fault['msg'].removeprefix('Value error, ')} (found {fault['input']!r})"
 
 
 def _section_at(location: Sequence[str | int]) -> type[BaseModel] | None:

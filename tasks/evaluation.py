@@ -50,24 +50,43 @@ def evaluate(
     """
     from prefect.logging import get_run_logger
 
+    for domain in domains:
+        domain.examples.load()  # first: it imports what the stages that run beside this one import too
+    modules = [architecture.load(reader) for reader in open_artifacts(models)]
+    row = measure(modules, domains, classes, calibration_batch if reset else None, batch_size, name=name, label=label)
+    get_run_logger().info("%s: mean of tasks %s %%, joint %s %%", label, row.mean, row.joint)
+    return row
+
+
+def measure(
+    modules: list[nn.Module],
+    domains: list[Domain],
+    classes: list[int],
+    calibration_batch: int | None,
+    batch_size: int,
+    *,
+    name: str,
+    label: str,
+) -> RowScores:
+    """The scores of modules in memory; calibration_batch: None leaves their normalisation statistics as they are."""
     examples = [domain.examples.load() for domain in domains]
     from mergeline.evaluation.metrics import accuracy, ensemble_probabilities, mean_score
 
     tasks: dict[str, Score] = {}
     joint: list[Score] = []
     for domain, measured in zip(domains, examples, strict=True):
-        modules = [architecture.load(reader) for reader in open_artifacts(models)]
-        if reset:
-            modules = [calibrated(module, domain.calibration, calibration_batch) for module in modules]
-        logits = [_logits(module, domain, batch_size) for module in modules]
+        measuring = modules
+        if calibration_batch is not None:
+            measuring = [calibrated(module, domain.calibration, calibration_batch) for module in modules]
+        logits = [_logits(module, domain, batch_size) for module in measuring]
         labels = measured.labels
         tasks |= {
             task: accuracy(ensemble_probabilities(logits, among), labels, among) for task, among in domain.tasks.items()
         }
         joint.append(accuracy(ensemble_probabilities(logits, classes), labels, classes))
-    row = RowScores(name=name, label=label, tasks=tasks, mean=mean_score(list(tasks.values())), joint=mean_score(joint))
-    get_run_logger().info("%s: mean of tasks %s %%, joint %s %%", label, row.mean, row.joint)
-    return row
+    return RowScores(
+        name=name, label=label, tasks=tasks, mean=mean_score(list(tasks.values())), joint=mean_score(joint)
+    )
 
 
 def _logits(module: nn.Module, domain: Domain, batch_size: int) -> Tensor:

@@ -175,10 +175,15 @@ class Job:
             "name": row.name,
             "label": row.label,
             "models": models,
-            "architecture": self.architecture,
-            "domains": self.domains if domains is None else domains,
-            "classes": sorted({number for task in self.plan.tasks for number in task.classes}),
             "reset": row.reset,
+        } | self.measuring(self.domains if domains is None else domains)
+
+    def measuring(self, domains: list[Domain]) -> dict[str, Any]:
+        """Arguments of every stage that measures a merged model on these domains."""
+        return {
+            "architecture": self.architecture,
+            "domains": domains,
+            "classes": sorted({number for task in self.plan.tasks for number in task.classes}),
             "calibration_batch": self._calibration_options.batch_size,
             "batch_size": self.plan.evaluation.batch_size,
         }
@@ -219,6 +224,10 @@ class Job:
     def search_scores(self, search: BalanceSearch, rows: dict[str, RowScores]) -> dict[str, float]:
         """What a search for the balance goes by."""
         return {balance: getattr(row, search.metric).value for balance, row in rows.items()}
+
+    def domains_on(self, split: str) -> list[Domain]:
+        """The domains of the tasks, measured on another split than their own."""
+        return self._domains(split)
 
     def _domains(self, split: str | None = None) -> list[Domain]:
         """The tasks by the slice of data that they look at, in the order of the plan; `split` in place of their own."""

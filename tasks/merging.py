@@ -133,7 +133,7 @@ def merge_models(name: str, inputs: MergeInputs, coefficients: ArtifactRef | Non
     """Stream the task models through the method into one checkpoint; ranges that were merged before are taken over."""
     from mergeline.checkpoints.writer import write_checkpoint
 
-    tensors = _merged(inputs, coefficients, merge)
+    tensors = merged_tensors(inputs, coefficients, merge)
     like, vocabulary = inputs.like()
     draft = _draft(name, inputs, coefficients, merge)
 
@@ -177,8 +177,8 @@ def given_up_where_at_fault(calls: Iterable[Mapping[str, Any]]) -> Iterator[None
         raise
 
 
-def _merged(inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge) -> MergedTensors:
-    """The merge, nothing of which is computed before it is asked for."""
+def merged_tensors(inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge) -> MergedTensors:
+    """The merged tensors, computed as they are asked for."""
     import torch
 
     from mergeline.merging.engine import merge as stream
@@ -204,7 +204,7 @@ def _write_range(
     from mergeline.checkpoints.files import output_name
     from mergeline.merging.work import split, write_part
 
-    tensors = _merged(inputs, coefficients, merge)
+    tensors = merged_tensors(inputs, coefficients, merge)
     parts = split(tensors, count)
     if number >= len(parts):  # whole tensors do not fill them all
         return

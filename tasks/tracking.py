@@ -25,6 +25,7 @@ from tasks.locks import exclusive
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,76 @@ class Tracker:
             log.warning("run %r was not recorded in MLflow at %s: %s", name, self.uri, error)
             self._keep(record)
             return None
+
+    def begin(self, name: str, *, params: Mapping[str, Any], identity: tuple[str, str]) -> str | None:
+        """Open the run that others will be parts of, and return its id; None (and a warning) where that failed.
+
+        identity: a tag and its value. A run that has it is gone on with, also one whose process was killed.
+        """
+        try:
+            client, experiment = self._connect()
+            known = next(self._runs(*identity), None)
+            if known is not None:
+                client.update_run(known.info.run_id, "RUNNING")
+            begun = known or client.create_run(experiment, tags=dict([identity]), run_name=name)
+            pairs = dict(_flat(params))
+            record = RunRecord(
+                name=name, params=pairs, metrics={}, artifacts=[], datasets=[], tags={}, started=0, ended=0
+            )
+            self._fill(client, begun.info.run_id, record)  # again, too: it may have been killed before this
+        except Exception as error:
+            log.warning("run %r was not begun in MLflow at %s: %s", name, self.uri, error)
+            return None
+        return str(begun.info.run_id)
+
+    def parts(self, parent: str, tag: str) -> set[str] | None:
+        """The values of a tag among the runs that are parts of another; None (and a warning) where that failed."""
+        try:
+            return {run.data.tags[tag] for run in self._runs("mlflow.parentRunId", parent) if tag in run.data.tags}
+        except Exception as error:
+            log.warning("the parts of run %s were not found in MLflow at %s: %s", parent, self.uri, error)
+            return None
+
+    def finish(
+        self, run_id: str, *, metrics: Mapping[str, float], series: Mapping[str, Sequence[float]], artifacts: list[Path]
+    ) -> None:
+        """Close a run that was begun. Steps of a series that it has already are not written again."""
+        try:
+            client, _ = self._connect()
+            self._finish(client, run_id, metrics, series, artifacts)
+        except Exception as error:
+            log.warning("run %s was not finished in MLflow at %s: %s", run_id, self.uri, error)
+
+    def _finish(
+        self,
+        client: "MlflowClient",
+        run_id: str,
+        metrics: Mapping[str, float],
+        series: Mapping[str, Sequence[float]],
+        artifacts: list[Path],
+    ) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        rows = [Metric(_key(name), value, now, 0) for name, value in metrics.items()]
+        for name, values in series.items():
+            known = {point.step for point in client.get_metric_history(run_id, _key(name))}
+            rows += [Metric(_key(name), x, now, step) for step, x in enumerate(values) if step not in known]
+        for start in range(0, len(rows), _METRICS_PER_CALL):
+            client.log_batch(run_id, metrics=rows[start : start + _METRICS_PER_CALL])
+        for path in artifacts:
+            client.log_artifact(run_id, str(path))
+        client.set_terminated(run_id, "FINISHED")
+
+    def _runs(self, tag: str, value: str) -> "Iterator[Run]":
+        client, experiment = self._connect()
+        token: str | None = None
+        while True:
+            page = client.search_runs([experiment], f"tags.`{tag}` = '{value}'", page_token=token)
+            yield from page
+            token = page.token
+            if not token:
+                return
 
     def deliver_pending(self) -> list[str]:
         """Send the records of this experiment that were kept; returns the ids of the runs. Stops at a failure."""

@@ -235,3 +235,15 @@ def test_the_command_says_every_fault_and_ends_with_2():
     assert "params.yaml: merge.keep_ratio" in result.stderr
     assert "params.yaml: align.seed" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_row_of_some_models_has_their_numbers():
+    plan = load_plan(
+        "params.yaml", ["merge.scales=[1, 2, 3, 4]", "merge.options_by_pattern={'*': {scales: [5, 6, 7, 8]}}"]
+    )
+    rows = {row.name: row.merge for row in comparison_rows(plan)}
+    assert rows[RESULT].options["scales"] == [1, 2, 3, 4]
+    assert rows["team-base-b"].options["scales"] == [3, 4]
+    assert rows["team-base-b"].options_by_pattern == {"*": {"scales": [7, 8]}}
+    plain = load_plan("params.yaml")
+    assert {row.name: row.merge for row in comparison_rows(plain)}["team-base-b"] == plain.merge

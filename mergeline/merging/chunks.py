@@ -25,6 +25,12 @@ class Chunk:
     evidence: Tensor | None
 
 
+def step_of(shape: tuple[int, ...], size: int) -> int:
+    """Entries of a tensor that are taken at a time: at most `size`, whole rows if they fit."""
+    width = prod(shape[1:])
+    return size // width * width if 0 < width <= size else size
+
+
 class Buffer:
     """Float32 memory that is used again: fresh memory costs several times what is done with it."""
 
@@ -73,8 +79,7 @@ class TaskModels:
     ) -> Iterator[Chunk]:
         shape = self.models[0].shape(name)
         stop = prod(shape) if stop is None else stop
-        width = prod(shape[1:])
-        step = size // width * width if 0 < width <= size else size
+        step = step_of(shape, size)
         models, families, known = (_Columns(readers, name) for readers in (self.models, self.families, self.evidence))
         for first in range(start, stop, step):
             last = min(first + step, stop)

@@ -262,7 +262,7 @@ def test_the_pre_flight_tells_what_each_pattern_reaches() -> None:
 
 
 def test_the_group_in_which_statistics_fail_is_named() -> None:
-    huge = [{**model, "head.weight": model["head.weight"] * 1e30} for model in BLOCK_MODELS]
+    huge = [{**model, "head.bias": model["head.bias"] * 1e30} for model in BLOCK_MODELS]
     with pytest.raises(InputError, match=r"^head: PCB: the task vectors are too large"):
         dict(merge(huge, base=BLOCK_BASE, method="pcb", keep_ratio=0.5, granularity="layer"))
 

@@ -178,3 +178,38 @@ def test_it_says_where_to_look(tracker: Tracker, store: str) -> None:
 def test_the_package_is_not_imported_before_it_is_needed() -> None:
     script = "import sys, tasks.tracking; tasks.tracking.Tracker('x').where(); print('mlflow' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "False\n"
+
+
+def test_a_run_that_was_begun_is_gone_on_with(tracker: Tracker, tmp_path: Path) -> None:
+    (tmp_path / "best.yaml").write_text("{}")
+    identity = ("mergeline.search", "it's a name")
+    parent = tracker.begin("search", params={"search": {"seed": 3}}, identity=("mergeline.search", "one"))
+    assert parent is not None
+    assert tracker.parts(parent, "number") == set()
+    tracker.record("trial 0", tags={"number": "0"}, parent=parent)
+    again = Tracker(tracker.experiment, tracker.uri)  # another process, after a kill
+    assert again.begin("search", params={"search": {"seed": 3}}, identity=("mergeline.search", "one")) == parent
+    assert again.parts(parent, "number") == {"0"}
+    again.finish(parent, metrics={"best": 0.5}, series={"value": [0.5]}, artifacts=[tmp_path / "best.yaml"])
+    assert read(tracker, parent).info.status == "FINISHED"
+    longer = tracker.begin("search", params={"search": {"seed": 3}}, identity=("mergeline.search", "one"))
+    assert longer == parent
+    assert read(tracker, parent).info.status == "RUNNING"
+    tracker.finish(parent, metrics={"best": 0.7}, series={"value": [0.5, 0.7]}, artifacts=[])
+    history = MlflowClient(tracker.uri).get_metric_history(parent, "value")
+    assert [(point.step, point.value) for point in history] == [(0, 0.5), (1, 0.7)]
+    assert read(tracker, parent).data.metrics["best"] == 0.7
+    assert tracker.begin("search", params={}, identity=("mergeline.search", "two")) not in (None, parent)
+    assert tracker.begin("search", params={}, identity=identity) == tracker.begin(
+        "search", params={}, identity=identity
+    )
+
+
+def test_nothing_is_begun_where_there_is_no_server(
+    state: Path, dead_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Tracker("search", dead_uri)
+    assert tracker.begin("search", params={}, identity=("mergeline.search", "one")) is None
+    assert tracker.parts("abc", "number") is None
+    tracker.finish("abc", metrics={}, series={}, artifacts=[])
+    assert len([entry for entry in caplog.records if entry.levelno == logging.WARNING]) == 3

@@ -1,0 +1,145 @@
+"""The record of a search in MLflow: one run, every trial a child of it. It follows from the trials in the storage.
+
+What is missing there (a process was killed between a trial and its record, a server was down) is added the next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from mergeline.comparison import RESULT
+from mergeline.plan import Plan, Search
+from mergeline.report.result import Comparison, RowScores
+from mergeline.search.space import overlay, settings
+from mergeline.search.study import Study, Trial, best_of
+from tasks.tracking import Tracker
+
+SEARCH, NUMBER = "mergeline.search", "mergeline.trial"  # tags
+RUNNERS_UP = 3  # in the table
+
+
+class SearchRecord:
+    """Writes trials as they come. Where MLflow cannot be reached it warns once, and the search goes on without."""
+
+    def __init__(self, plan: Plan, search: Search, study: Study) -> None:
+        self._plan, self._search = plan, search
+        self._tracker = Tracker(plan.tracking.experiment)
+        self._run: str | None = None
+        if not plan.tracking.enabled:
+            return
+        self._tracker.deliver_pending()
+        params = {"merge": plan.merge.model_dump(mode="json"), "search": _settings(search)}
+        self._run = self._tracker.begin(f"{plan.name} search", params=params, identity=(SEARCH, study.name))
+        known = self._tracker.parts(self._run, NUMBER) if self._run else None
+        if known is None:
+            self._run = None
+            return
+        for trial in study.trials:
+            if str(trial.number) not in known:
+                self.add(trial)
+
+    @property
+    def run(self) -> str | None:
+        """Id of the run; None where nothing is recorded."""
+        return self._run
+
+    def add(self, trial: Trial) -> None:
+        """One child run."""
+        if self._run is None:
+            return
+        child = self._tracker.record(
+            f"trial {trial.number}",
+            params=overlay(self._plan, trial.point),
+            metrics={"value": trial.value} | trial.point | _scores(trial.facts),
+            tags={NUMBER: str(trial.number)},
+            parent=self._run,
+        )
+        if child is None:
+            self._run = None
+
+    def finish(self, trials: list[Trial], outcome: SearchOutcome) -> None:
+        """The best of all trials beside what the plan itself scores, and how the best came about."""
+        if self._run is None:
+            return
+        best, values = best_of(trials), [trial.value for trial in trials]
+        self._tracker.finish(
+            self._run,
+            metrics={"best/value": best.value, "best/trial": best.number, "plan/value": outcome.plan_value}
+            | {f"best/{name}": value for name, value in best.point.items()},
+            series={"value": values, "best so far": list(accumulate(values, max))},
+            artifacts=[outcome.file],
+        )
+
+
+class SearchOutcome(BaseModel):
+    """What a search comes to. settings: the best point as arguments of `--set`; file: the same as YAML."""
+
+    model_config = ConfigDict(frozen=True)
+
+    comparison: Comparison
+    number: int
+    value: float
+    plan_value: float
+    settings: list[str]
+    file: Path
+    trials: int
+    trials_before: int = 0
+    mlflow_run: str | None = None
+
+    @property
+    def summary(self) -> str:
+        """One sentence."""
+        made = f"{self.trials} trials" + (f", {self.trials_before} of them made before" if self.trials_before else "")
+        if self.value <= self.plan_value:
+            return f"{made}; none is better than the plan itself ({100 * self.plan_value:.2f} %)"
+        return f"{made}; trial {self.number} is best: {100 * self.value:.2f} %, the plan {100 * self.plan_value:.2f} %"
+
+
+def publish_best(plan: Plan, search: Search, trials: list[Trial], own: RowScores, folder: Path) -> SearchOutcome:
+    """Write the best coefficients as sections of a plan; the table has the plan, the runners-up and the best."""
+    best = best_of(trials)
+    plan_value = getattr(own, search.metric).value
+    file = folder / f"{plan.name}.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    about = (
+        f"# Trial {best.number} of {len(trials)} of {plan.name}, by {search.method} over {', '.join(search.over)}.\n"
+        f"# Accuracy ({search.metric}) on '{search.split}': {best.value:.4f}; the plan itself: {plan_value:.4f}.\n"
+    )
+    file.write_text(about + yaml.safe_dump(overlay(plan, best.point), sort_keys=False))
+    others = sorted((trial for trial in trials if trial.point != best.point), key=lambda trial: -trial.value)
+    runners_up = list({repr(trial.point): trial for trial in reversed(others)}.values())[-RUNNERS_UP:]
+    rows = [own.model_copy(update={"name": "plan", "label": "the plan itself"})]
+    rows += [_row(plan, trial, f"trial-{trial.number}") for trial in runners_up]
+    return SearchOutcome(
+        comparison=Comparison(plan=f"{plan.name} on {search.split}", rows=[*rows, _row(plan, best, RESULT)]),
+        number=best.number,
+        value=best.value,
+        plan_value=plan_value,
+        settings=settings(plan, best.point),
+        file=file,
+        trials=len(trials),
+    )
+
+
+def _row(plan: Plan, trial: Trial, name: str) -> RowScores:
+    shown = ", ".join(settings(plan, trial.point, show=lambda value: f"{value:.3g}")).replace("merge.", "")
+    scores = RowScores.model_validate(trial.facts["scores"])
+    return scores.model_copy(update={"name": name, "label": f"trial {trial.number}: {shown}"})
+
+
+def _settings(search: Search) -> dict[str, Any]:
+    """What does not change when a search is made longer."""
+    searched = {"method", "seed", "split", "metric", "over", *search.over}
+    return search.model_dump(mode="json", include=searched)
+
+
+def _scores(facts: Mapping[str, Any]) -> dict[str, float]:
+    row = facts.get("scores", {})
+    scores = {name: row[name]["value"] for name in ("mean", "joint") if name in row}
+    return scores | {f"task/{task}": score["value"] for task, score in row.get("tasks", {}).items()}
