@@ -30,6 +30,8 @@ ui: $(READY) ## start the Prefect server (http://127.0.0.1:4200) and MLflow (htt
 
 bench: $(READY) ## time the methods against plain baselines
 	python -m benchmarks.balancing
+	python -m benchmarks.order_statistics
+	python -m benchmarks.merging
 	python -m benchmarks.symmetry
 	python -m benchmarks.mudsc
 

@@ -42,7 +42,7 @@ def zip_units(similarity: Similarity, origin: Indices, width: int, decay: float,
     for merged units, too. The first of equal pairs wins. Raises InputError where the budgets end before
     `width` is reached.
 
-    Every row keeps its maximum, so a merge costs O(N) instead of O(N^2).
+    Every row keeps its maximum, or a bound of it, so a merge costs O(N) instead of O(N^2).
     """
     search = _Search(similarity, origin, budgets)
     merges = [search.merge(decay) for _ in range(len(similarity) - width)]

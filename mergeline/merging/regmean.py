@@ -8,7 +8,6 @@ from pydantic import Field
 
 from mergeline.errors import InputError
 from mergeline.merging.registry import method
-from mergeline.merging.threads import one_thread
 from mergeline.merging.weights import weighted_sum
 
 if TYPE_CHECKING:
@@ -47,6 +46,8 @@ def regmean(
     mean = mean.view(where.shape[0], inputs)
     total = mean.new_zeros(inputs, inputs)
     pull = mean.new_zeros(mean.shape)
+    from mergeline.threads import one_thread
+
     with one_thread():
         for weight, gram in zip(weights, evidence, strict=True):
             gram = gram.double()

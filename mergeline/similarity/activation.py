@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from mergeline.errors import InputError
-from mergeline.similarity.correlation import add_products, correlation
+from mergeline.similarity.correlation import correlation, gram
 from mergeline.symmetry.symmetry import Symmetry
 from mergeline.symmetry.tap import Consumers, Tap, choose_sites, model_inputs
 from mergeline.symmetry.units import units_apart
 
-FIRST_SAMPLES = 1024
-"""How many samples tell about where the mean of a unit is."""
-
 AT_ONCE = 1 << 20
-"""How many numbers are multiplied at once."""
+"""How many numbers are centred and multiplied at once."""
+
+SUMMED_IN_FLOAT32 = 4096
+"""How many samples: sums over more lose digits where there are few units."""
 
 
 @dataclass
@@ -43,18 +43,33 @@ class Moments:
     def update_parts(self, parts: Sequence[Tensor], unit_dims: int, scratch: Scratch) -> None:
         """Add the samples of all units, part by part: each [units in `unit_dims` dimensions..., samples...].
 
-        They are read once, into `scratch`, less a value close to their mean, so that a large mean costs no precision.
+        They are read once, into `scratch`, a piece at a time, and centred, so that a large mean costs no precision.
         """
         count = parts[0].numel() // math.prod(parts[0].shape[:unit_dims])
         if not count:
             return
-        shift = self.mean.float() if self.count else torch.cat([_first_mean(part, unit_dims) for part in parts])
-        sums, products = _sums(parts, unit_dims, shift, scratch)
-        if not sums.isfinite().all():
+        units = sum(math.prod(part.shape[:unit_dims]) for part in parts)
+        positions = math.prod(parts[0].shape[unit_dims + 1 :])
+        by_unit = parts[0].stride(unit_dims - 1) != 1
+        step = max(1, AT_ONCE // (units * positions))
+        for some in zip(*(part.split(step, dim=unit_dims) for part in parts), strict=True):
+            samples = scratch.rows(units, some[0].shape[unit_dims] * positions, by_unit, some[0].device)
+            self._add_samples(some, unit_dims, samples)
+
+    def _add_samples(self, parts: Sequence[Tensor], unit_dims: int, samples: Tensor) -> None:
+        """Add few enough samples to stay in the cache while they are centred, in `samples`, and multiplied."""
+        first = torch.cat([_first(part, unit_dims) for part in parts])
+        _subtract(parts, unit_dims, first, samples)
+        mean = samples.mean(dim=1)
+        if not mean.isfinite().all():
             zeroed = [part.float().nan_to_num(0.0, 0.0, 0.0) for part in parts]
-            sums, products = _sums(zeroed, unit_dims, shift, scratch)
-        rest = sums / count
-        self._add(count, shift.double() + rest, products.double().addr_(rest, rest, alpha=-count))
+            _subtract(zeroed, unit_dims, first, samples)
+            mean = samples.mean(dim=1)
+        samples -= mean[:, None]
+        products = torch.zeros(len(first), len(first), dtype=torch.float64, device=samples.device)
+        for piece in samples.split(SUMMED_IN_FLOAT32, dim=1):
+            products += gram(piece)
+        self._add(samples.shape[1], first.double() + mean.double(), products)
 
     def _add(self, count: int, mean: Tensor, products: Tensor) -> None:
         """Add the moments of other samples (Chan et al. 1979)."""
@@ -90,30 +105,11 @@ class Scratch:
         return space.view(units, samples) if by_unit else space.view(samples, units).T
 
 
-def _first_mean(part: Tensor, unit_dims: int) -> Tensor:
-    """About the mean of each unit, float32 [units], from its first samples; where all are equal, exactly that."""
-    several = max(1, FIRST_SAMPLES // math.prod(part.shape[unit_dims + 1 :]))
-    first = part.narrow(unit_dims, 0, min(several, part.shape[unit_dims]))
-    first = first.flatten(unit_dims).flatten(0, unit_dims - 1).float().nan_to_num(0.0, 0.0, 0.0)
-    return first[:, 0] + (first - first[:, :1]).mean(dim=1)
-
-
-def _sums(parts: Sequence[Tensor], unit_dims: int, shift: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
-    """Sums (float64 [units]) and products of any two (float32 [units, units]) of all units' samples less their shift.
-
-    A few samples are taken at a time, so that they are still in the cache when they are multiplied.
-    """
-    length, positions = parts[0].shape[unit_dims], math.prod(parts[0].shape[unit_dims + 1 :])
-    by_unit = parts[0].stride(unit_dims - 1) != 1
-    step = max(1, AT_ONCE // (len(shift) * positions))
-    sums, products = shift.new_zeros(len(shift), dtype=torch.float64), shift.new_zeros(len(shift), len(shift))
-    for first in range(0, length, step):
-        some = [part.narrow(unit_dims, first, min(step, length - first)) for part in parts]
-        samples = scratch.rows(len(shift), some[0].shape[unit_dims] * positions, by_unit, shift.device)
-        _subtract(some, unit_dims, shift, samples)
-        sums += samples.sum(dim=1)
-        add_products(products, samples)
-    return sums, products
+def _first(part: Tensor, unit_dims: int) -> Tensor:
+    """The first sample of each unit, float32 [units]: less this, a constant unit is exactly 0."""
+    while part.ndim > unit_dims:
+        part = part.select(-1, 0)
+    return part.flatten().float().nan_to_num(0.0, 0.0, 0.0)
 
 
 def _subtract(parts: Sequence[Tensor], unit_dims: int, shift: Tensor, out: Tensor) -> None:
@@ -123,7 +119,11 @@ def _subtract(parts: Sequence[Tensor], unit_dims: int, shift: Tensor, out: Tenso
         units, samples = part.shape[:unit_dims], part.shape[unit_dims:]
         place = slice(start, start + math.prod(units))
         own = shift[place].reshape(*units, *(1 for _ in samples))
-        torch.sub(part, own, out=out[place].unflatten(0, units).unflatten(unit_dims, samples))
+        torch.sub(
+            part if part.is_floating_point() else part.float(),
+            own,
+            out=out[place].unflatten(0, units).unflatten(unit_dims, samples),
+        )
         start = place.stop
 
 

@@ -17,8 +17,8 @@ from mergeline.symmetry.permute import Permutations
 from mergeline.symmetry.symmetry import Axis
 from mergeline.symmetry.units import units_first
 
-RESOLUTION = 1e-6
-"""Share of a unit's mean square below which its variance cannot be told from rounding: the unit then counts as dead."""
+RESOLUTION = 1e-12
+"""Share of a unit's squared mean; less variance than this cannot be told from rounding, and the unit counts as dead."""
 
 Standing = tuple[object, ...]
 """Where the units of a family are: how they are zipped, and their order in each model; replaced when they change."""
@@ -26,8 +26,12 @@ Standing = tuple[object, ...]
 
 @dataclass
 class Totals:
-    """Of the weight rows of all units: their products, their sums, the number of columns, and what these stood for."""
+    """Of the weight rows of all units: their products, their sums, the number of columns, and what these stood for.
 
+    shift: about the mean of each row; it is taken off every column, so that a large mean costs no precision.
+    """
+
+    shift: Tensor
     products: Tensor
     sums: Tensor
     columns: int
@@ -35,6 +39,7 @@ class Totals:
 
     def add(self, columns: Tensor, sign: int) -> None:
         """Add columns [n * units, any number] to the rows, or take them off."""
+        columns = columns - self.shift[:, None]
         add_products(self.products, columns, sign)
         self.sums.add_(columns.sum(dim=1).double(), alpha=sign)
 
@@ -42,7 +47,7 @@ class Totals:
         """Pearson correlation of any two rows, float64 [n * units, n * units]."""
         mean = self.sums / self.columns
         covariance = (self.products.double() / self.columns).addr_(mean, mean, alpha=-1)
-        dead = covariance.diagonal() < RESOLUTION * mean.square()
+        dead = covariance.diagonal() < RESOLUTION * (mean + self.shift).square()
         covariance[dead] = covariance[:, dead] = 0
         deviation = covariance.diagonal().sqrt()
         return correlation(covariance, deviation, deviation)
@@ -95,6 +100,8 @@ class ZippedRows:
 
     A merged unit of a neighbour that still consists of the same units gives the same column as before, and the order of
     columns does not matter. So only the columns of those that changed are taken off, and those of the new ones added.
+    All calls for a group must be of the same fold but for its zips; zipped families are in their own order, as a search
+    leaves them.
     """
 
     def __init__(self, rows: WeightRows) -> None:
@@ -135,7 +142,8 @@ class ZippedRows:
     def _anew(self, group: str, permutations: Sequence[Permutations], fold: Fold) -> Totals:
         rows = torch.cat([self._rows.rows(model, group, orders, fold) for model, orders in enumerate(permutations)])
         units = len(rows)
-        total = Totals(rows.new_zeros(units, units), rows.new_zeros(units, dtype=torch.float64), rows.shape[1], {})
+        sums = rows.new_zeros(units, dtype=torch.float64)
+        total = Totals(rows.mean(dim=1), rows.new_zeros(units, units), sums, rows.shape[1], {})
         total.add(rows, 1)
         return total
 

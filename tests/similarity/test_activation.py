@@ -87,11 +87,31 @@ def test_models_that_do_not_fit_the_symmetry_are_named():
         activation_similarity([model, wider], symmetry_of(model), [torch.randn(2, 1, 8, 8)])
 
 
-def test_units_that_rarely_respond_cost_no_precision():
+@pytest.mark.parametrize("cut", [[20000], [1, 19999], [5, 19995]])
+def test_units_that_rarely_respond_cost_no_precision(cut):
     """Mostly 0 and sometimes large, the first sample among them: far from the mean as measured in deviations."""
     generator = torch.Generator().manual_seed(0)
     samples = torch.zeros(20000, 2)
     samples[::5000, 0] = samples[::4000, 1] = 1.0
     samples += 1e-4 * torch.randn(samples.shape, generator=generator)
+    assert error(samples, cut) < 2e-5
+
+
+@pytest.mark.parametrize("cut", [[64, 9936], [256, 9744], [10000]])
+def test_a_start_unlike_the_rest_costs_no_precision(cut):
+    samples = torch.randn(10000, 16, generator=torch.Generator().manual_seed(0))
+    samples[:64] += 100
+    assert error(samples, cut) < 1e-5
+
+
+@pytest.mark.parametrize("by_unit", [False, True])
+def test_few_units_with_many_samples_cost_no_precision(by_unit):
+    generator = torch.Generator().manual_seed(0)
+    samples = (torch.randn(262144, 8, generator=generator) @ torch.randn(8, 32, generator=generator)).relu()
+    assert error(samples.T.contiguous().T if by_unit else samples, [262144]) < 1e-5
+
+
+def error(samples, cut):
+    """Largest difference to the correlation in float64."""
     expected = torch.corrcoef(samples.T.double())
-    assert (moments(samples, [20000]).correlation().double() - expected).abs().max() < 1e-5
+    return (moments(samples, cut).correlation().double() - expected).abs().max()

@@ -39,12 +39,15 @@ def stir(zipped, generator):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("models", [2, 3])
-def test_it_follows_every_change(case, swap, models, monkeypatch):
+@pytest.mark.parametrize("mean", [0.0, 1.0])
+def test_it_follows_every_change(case, swap, models, mean, monkeypatch):
     build, shape = CASES[case]
     modules = []
     for seed in range(models):
         torch.manual_seed(seed)
         modules.append(build().eval())
+        for parameter in modules[-1].parameters():
+            parameter.data.mul_(1 - 0.9 * mean).add_(mean)
     generator = torch.Generator().manual_seed(1)
     symmetry = derive_symmetry(modules[0], torch.randn(shape, generator=generator))
     rows = WeightRows([open_checkpoint(module.state_dict()) for module in modules], symmetry)
