@@ -84,6 +84,7 @@ def quiet_prefect() -> None:
 
     setup_logging()
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")  # of the workers of a cluster
         for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs"):
             for handler in logging.getLogger(name).handlers:
                 if isinstance(handler, PrefectConsoleHandler):

@@ -51,7 +51,7 @@ def show(folder: Path) -> None:
     if comparison.rows:
         console.print(terminal_table(comparison))
     else:
-        console.print(f"{comparison.plan}: merged into {folder}; no tasks, so nothing was measured")
+        console.print(f"{comparison.plan}: merged into {folder}; no tasks, so nothing was measured", soft_wrap=True)
     links = json.loads(links_file(folder).read_text()) if links_file(folder).is_file() else {}
     for name, link in ({"report": str(folder / "report.md")} | links).items():
         console.print(f"  {name:<8} {link}", soft_wrap=True)

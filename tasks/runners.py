@@ -42,10 +42,9 @@ def task_runner(runner: str, workers: int | None) -> TaskRunner[Any]:
 
         if address := os.environ.get("DASK_SCHEDULER_ADDRESS"):
             return DaskTaskRunner(address=address)
-        quiet = {} if "PREFECT_LOGGING_LEVEL" in os.environ else {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR"}
         # no dashboard: its port may be taken
         options = {"n_workers": count, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-        return DaskTaskRunner(cluster_kwargs=options | {"env": quiet})
+        return DaskTaskRunner(cluster_kwargs=options)
     if runner == "ray":
         from prefect_ray import RayTaskRunner  # type: ignore[import-untyped]
 
