@@ -13,7 +13,6 @@ from torch.fx import GraphModule
 from mergeline.errors import InputError
 from mergeline.symmetry.symmetry import Site, Symmetry
 from mergeline.symmetry.trace import Inputs, arguments, is_mutable, node_names, tensors_of, trace
-from mergeline.symmetry.units import samples_of
 
 Consumers = Literal["last", "all", "last value"]
 
@@ -38,7 +37,7 @@ def choose_sites(symmetry: Symmetry, consumers: Consumers = "last") -> tuple[Sit
 
 
 class Tap:
-    """Runs models of one architecture and returns the activations of their units.
+    """Runs models of one architecture and gives the activations of their units.
 
     One graph serves all models: the parameters of each are swapped in for a run. The graph is traced from a module
     when inputs come whose shapes it was not traced for; mostly any batch size will do.
@@ -52,46 +51,37 @@ class Tap:
         self._module = module
         self._graph: GraphModule | None = None
         self._names: dict[str, list[str]] = {}  # tensors that the graph reads, and all their names
-        self._seen: dict[str, Tensor] = {}
-        self._take: Callable[[str, Tensor], None] | None = None
-
-    def observe(self, state: Mapping[str, Tensor], inputs: Inputs) -> dict[Site, Tensor]:
-        """Run a model with these parameters; for each site, its samples [samples, units].
-
-        Raises InputError where the module's trace lacks a site.
-        """
-        values = self.run(state, inputs)
-        sizes = self.symmetry.sizes
-        parts = {
-            site: [samples_of(values[site.node], span, sizes) for span in spans] for site, spans in self.spans.items()
-        }
-        return {site: torch.cat(samples) if len(samples) > 1 else samples[0] for site, samples in parts.items()}
+        self._take: Callable[[str, Tensor], None] | None = None  # what the run at hand does with a value
+        self._copies = False
 
     def run(
         self, state: Mapping[str, Tensor], inputs: Inputs, take: Callable[[str, Tensor], None] | None = None
     ) -> dict[str, Tensor]:
-        """The values of all observed operations, by their names in the trace.
+        """Run a model with these parameters; the values of all observed operations, by their names in the trace.
 
-        take: is called with each of them as soon as it is there; nothing is returned then, and memory is freed early.
-        Raises InputError where the model lacks a tensor.
+        take: is called with each of them as soon as it is there; none is kept and returned then, which spares memory.
+        Raises InputError where the model lacks a tensor, or the module's trace a site.
         """
-        self._take = take
+        seen: dict[str, Tensor] = {}
+        self._take = take or seen.__setitem__
+        self._copies = take is None
         try:
-            return self._run(state, inputs)
+            self._run(state, inputs)
         except AssertionError as fault:
             if self._graph is None or not str(fault).startswith("Guard failed"):
                 raise
             self._graph = None  # it was traced for inputs of other shapes
-            return self._run(state, inputs)
+            self._run(state, inputs)
+        finally:
+            self._take = None
+        return seen
 
-    def _run(self, state: Mapping[str, Tensor], inputs: Inputs) -> dict[str, Tensor]:
+    def _run(self, state: Mapping[str, Tensor], inputs: Inputs) -> None:
         if self._graph is None:
             self._graph = self._tapped(inputs)
         args, kwargs = arguments(inputs)
-        self._seen = {}
         with torch.no_grad():
             functional_call(self._graph, {name: self._tensor(name, state) for name in self._names}, args, kwargs)
-        return self._seen
 
     def _tapped(self, inputs: Inputs) -> GraphModule:
         """The graph with a call after each node that a site names."""
@@ -126,10 +116,8 @@ class Tap:
         raise InputError(f"the model to observe has no tensor '{name}', which {type(self._module).__name__} reads")
 
     def _keep(self, name: str, value: Tensor, changed_later: bool) -> None:
-        if self._take is not None:
-            self._take(name, value)
-        else:
-            self._seen[name] = value.clone() if changed_later else value
+        assert self._take is not None
+        self._take(name, value.clone() if changed_later and self._copies else value)
 
 
 def model_inputs(batch: Any) -> Inputs:

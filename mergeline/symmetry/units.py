@@ -111,14 +111,6 @@ def units_apart(tensor: Tensor, span: Span, sizes: Mapping[str, int]) -> Tensor:
     return parts.permute(*units, *rest)
 
 
-def samples_of(tensor: Tensor, span: Span, sizes: Mapping[str, int]) -> Tensor:
-    """All values of each unit as one column, [values per unit, units]."""
-    parts, units, rest = _by_units(tensor, span, sizes)
-    if units[-1] == max(axis for axis, n in enumerate(parts.shape) if n > 1 or axis == units[-1]):
-        return parts.permute(*rest, *units).reshape(-1, math.prod(parts.shape[axis] for axis in units))
-    return units_first(tensor, span, sizes).T  # faster where the units are not last, as in images
-
-
 def _by_units(tensor: Tensor, span: Span, sizes: Mapping[str, int]) -> tuple[Tensor, list[int], list[int]]:
     """The tensor with an axis for each family of the path (listed first) and other axes (listed second)."""
     counts = [extent(name, sizes) for name in span.path]

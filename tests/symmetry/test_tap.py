@@ -10,6 +10,7 @@ from mergeline.errors import InputError
 from mergeline.symmetry.derive import derive_symmetry
 from mergeline.symmetry.symmetry import Symmetry
 from mergeline.symmetry.tap import Tap, choose_sites
+from mergeline.symmetry.units import units_first
 
 
 class Attention(nn.Module):
@@ -44,8 +45,17 @@ def symmetry(model, inputs):
     return derive_symmetry(model, inputs)
 
 
+def samples_of(tap, state, inputs):
+    """The samples of each site, [samples, units]."""
+    values, sizes = tap.run(state, inputs), tap.symmetry.sizes
+    return {
+        site: torch.cat([units_first(values[site.node], span, sizes).T for span in tap.spans[site]])
+        for site in tap.sites
+    }
+
+
 def observed(tap, model, inputs):
-    return {(site.group, site.node): samples for site, samples in tap.observe(model.state_dict(), inputs).items()}
+    return {(site.group, site.node): samples for site, samples in samples_of(tap, model.state_dict(), inputs).items()}
 
 
 def test_each_group_is_seen_where_it_is_read_last(model, inputs, symmetry):
@@ -79,15 +89,24 @@ def test_every_reader_can_be_asked(symmetry):
 
 def test_what_is_changed_in_place_later_is_seen_as_it_was(model, inputs, symmetry):
     made = [site for site in symmetry.sites if site.group == "up" and site.kind == "def"]
-    (samples,) = Tap(model, symmetry, made).observe(model.state_dict(), inputs).values()
+    (samples,) = samples_of(Tap(model, symmetry, made), model.state_dict(), inputs).values()
     assert (samples < 0).any()
+
+
+def test_values_may_be_taken_as_they_come(model, inputs, symmetry):
+    """As they are at that moment: what is changed in place later is not copied."""
+    tap, taken = Tap(model, symmetry, choose_sites(symmetry, "all")), {}
+    kept = tap.run(model.state_dict(), inputs)
+    assert tap.run(model.state_dict(), inputs, take=lambda node, value: taken.update({node: value.clone()})) == {}
+    assert taken.keys() == kept.keys()
+    assert all(torch.equal(taken[node], value) for node, value in kept.items())
 
 
 def test_a_permuted_model_shows_the_same_units_in_another_order(model, inputs, symmetry):
     alignment = symmetry.random_alignment(2)
     tap = Tap(model, symmetry)
-    before = tap.observe(model.state_dict(), inputs)
-    after = tap.observe(apply_alignment(model.state_dict(), alignment, 0), inputs)
+    before = samples_of(tap, model.state_dict(), inputs)
+    after = samples_of(tap, apply_alignment(model.state_dict(), alignment, 0), inputs)
     for site, samples in before.items():
         places = alignment.assign[site.group]
         torch.testing.assert_close(after[site][:, places], samples, msg=site.group)
@@ -110,7 +129,7 @@ def test_a_model_without_one_of_the_tensors_is_refused(model, inputs, symmetry):
     state = model.state_dict()
     del state["up.bias"]
     with pytest.raises(InputError, match=r"no tensor 'up\.bias', which Attention reads"):
-        Tap(model, symmetry).observe(state, inputs)
+        samples_of(Tap(model, symmetry), state, inputs)
 
 
 def test_a_tied_tensor_may_have_any_of_its_names(inputs):
@@ -126,7 +145,7 @@ def test_a_tied_tensor_may_have_any_of_its_names(inputs):
 
 def test_inputs_of_another_shape_are_traced_again(model, inputs, symmetry):
     tap = Tap(model, symmetry)
-    tap.observe(model.state_dict(), inputs)
+    samples_of(tap, model.state_dict(), inputs)
     longer = observed(tap, model, torch.randn(2, 7, 3))
     assert longer["up", "relu_"].shape == (14, 5)
 
@@ -150,7 +169,7 @@ def test_a_site_that_the_model_lacks_is_named(model, inputs, symmetry):
             return super().forward(x.tanh()).tanh() if x.ndim < 2 else self.head(self.out(self.qkv(x)[..., :8]))
 
     with pytest.raises(InputError, match=r"the trace of Other has no operation '.*': derive|derive it again"):
-        Tap(Other(), symmetry).observe(model.state_dict(), inputs)
+        samples_of(Tap(Other(), symmetry), model.state_dict(), inputs)
 
 
 def test_activations_that_do_not_show_the_group_are_refused(symmetry):

@@ -7,7 +7,7 @@ from mergeline.errors import InputError
 from mergeline.symmetry.layout import parse
 from mergeline.symmetry.permute import group_index, permute_tensor
 from mergeline.symmetry.symmetry import Family, Symmetry, parameter_layout
-from mergeline.symmetry.units import Span, joined_spans, samples_of, spans, units_first
+from mergeline.symmetry.units import Span, joined_spans, spans, units_apart, units_first
 
 FAMILIES = {
     family.name: family
@@ -65,15 +65,17 @@ def test_in_activations_all_units_make_one_index():
     values = torch.randn(7, 6, 9, 4)
     span = list(joined_spans(shown, FAMILIES, active))[-1]
     expected = values.permute(0, 2, 1, 3).reshape(63, 24)
-    assert torch.equal(samples_of(values, span, SIZES), expected)
+    assert torch.equal(units_first(values, span, SIZES).T, expected)
     rows = list(joined_spans(shown, FAMILIES, {"v"}))[-1]
     assert rows.path == ("heads", "v")  # the queries are told apart by nothing: they count rows
 
 
-def test_samples_are_the_rows_in_another_order():
+def test_units_apart_are_a_view_with_units_in_front():
     values = torch.randn(3, 5, 4, 4)
     (span,) = spans({1: parse("stream")}, FAMILIES)
-    assert torch.equal(samples_of(values, span, SIZES), values.movedim(1, -1).reshape(-1, 5))
+    apart = units_apart(values, span, SIZES)
+    assert apart.data_ptr() == values.data_ptr()
+    assert torch.equal(apart.flatten(1), values.movedim(1, 0).reshape(5, -1))
 
 
 @pytest.mark.parametrize(
