@@ -69,6 +69,11 @@ class Reader(Mapping[str, Tensor]):
         rows = self.read_slice(name, first, -(-stop // width)).reshape(-1)
         return rows[start - first * width : stop - first * width]
 
+    def reads_parts(self) -> bool:
+        """Whether a part costs less than the whole tensor; views that compute tensors compute them whole."""
+        kind = type(self)
+        return kind.read_slice is not Reader.read_slice or kind.read_flat is not Reader.read_flat
+
     def unknown(self, name: str) -> UnknownTensorError:
         """The error to raise for a name that is not here."""
         return UnknownTensorError(f"{self.source}: has no tensor '{name}'{nearest(name, self.names())}")
@@ -177,6 +182,10 @@ class ReaderView(Reader):
     def read_slice(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop); only these rows are read."""
         return self._inner.read_slice(name, start, stop)
+
+    def reads_parts(self) -> bool:
+        """As the inner reader."""
+        return self._inner.reads_parts()
 
     def tied(self) -> dict[str, str]:
         """Tied weights of the inner reader."""

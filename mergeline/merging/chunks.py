@@ -97,7 +97,7 @@ class _Columns:
     def __init__(self, readers: Sequence[Reader], name: str) -> None:
         self._readers, self._name = readers, name
         # A view that computes whole tensors computes each once, not once per chunk.
-        self._whole = {id(reader): reader.read(name).reshape(-1) for reader in readers if not _reads_parts(reader)}
+        self._whole = {id(reader): reader.read(name).reshape(-1) for reader in readers if not reader.reads_parts()}
 
     def read(self, start: int, stop: int, buffer: Buffer) -> Tensor:
         """Entries [start, stop): [n, c] float32. InputError where one is not finite."""
@@ -111,8 +111,3 @@ class _Columns:
                     f"{reader.source}: tensor {self._name!r} holds NaN or infinity, so it cannot be merged."
                 )
         return rows
-
-
-def _reads_parts(reader: Reader) -> bool:
-    kind = type(reader)
-    return kind.read_slice is not Reader.read_slice or kind.read_flat is not Reader.read_flat

@@ -9,11 +9,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from mergeline.checkpoints.adapters import refuse_unlike_adapters
 from mergeline.checkpoints.readers import Reader, TensorReader, open_checkpoint
+from mergeline.checkpoints.ties import common_ties
+from mergeline.checkpoints.vocabulary import refuse_unlike_vocabularies
 from mergeline.errors import InputError
 from mergeline.merging import registry
 from mergeline.merging.chunks import TaskModels
-from mergeline.merging.groups import MODEL, group_of
+from mergeline.merging.groups import group_of
 from mergeline.merging.layout import check_evidence, check_same_tensors
 from mergeline.merging.patterns import OptionsByPattern, check_patterns, is_copied, options_for
 from mergeline.threads import one_thread
@@ -28,6 +31,7 @@ class Treatment:
     kind: Literal["merged", "averaged", "copied"]
     options: Mapping[str, Any]
     group: str | None  # whose statistics it takes part in
+    whole: bool = False  # whether that group is the whole model
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +71,12 @@ class Job:
         settings = self.treatments[names[0]].options
         options = {name: settings[name] for name in self.method.statistics_options}
         if self.method.knows_groups:
-            options["whole"] = group == MODEL
+            options["whole"] = self.treatments[names[0]].whole
         try:
             return self.method.statistics(lambda: self.inputs.rows(names, self.chunk), self._size(names), **options)
         except InputError as error:
-            raise error if group == MODEL else InputError(f"{group}: {error}") from None
+            whole = self.treatments[names[0]].whole
+            raise error if whole else InputError(f"{group}: {error}") from None
 
     def _size(self, names: Sequence[str]) -> int:
         return sum(prod(self.first.shape(name)) for name in names)
@@ -99,8 +104,10 @@ def prepare(
     entry.check_models(len(readers))
     models = [_open(checkpoint, f"readers[{index}]") for index, checkpoint in enumerate(readers)]
     families, family_of = _families(base, len(models), method) if entry.needs_base else ([], [])
+    refuse_unlike_adapters(models)
+    refuse_unlike_vocabularies([*models, *families])
     check_same_tensors(models[0], [*models[1:], *families])
-    aliases = _aliases([*models, *families])
+    aliases = common_ties([reader.tied() for reader in (*models, *families)])
     treatments = _treatments(models[0], entry, values, grouping, average_only, options_by_pattern or {}, aliases)
     return Job(TaskModels(models, families, family_of), [], entry, treatments, aliases, chunk)
 
@@ -137,18 +144,8 @@ def _treatments(
         else:
             other = {key: own[key] for key in method.statistics_options if key in own and own[key] != options[key]}
             group = group_of(aliases.get(name, name), granularity, other) if method.statistics else None
-            found[name] = Treatment("merged", {**options, **own}, group)
+            found[name] = Treatment("merged", {**options, **own}, group, granularity == "model" and not other)
     return found
-
-
-def _aliases(readers: Sequence[Reader]) -> dict[str, str]:
-    """The ties that all checkpoints have: where one of them holds two tensors, the result does too."""
-    ties = [reader.tied() for reader in readers]
-    return {
-        name: first
-        for name, first in ties[0].items()
-        if name != first and all(other.get(name) == first for other in ties)
-    }
 
 
 def _families(base: Any, models: int, method: str) -> tuple[list[Reader], list[int]]:

@@ -1,13 +1,16 @@
 """Laws of zipped alignments, and of heads that tasks keep for themselves."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
 
 from mergeline.alignment.alignment import Alignment
-from mergeline.alignment.apply import apply_alignment, merge_aligned
+from mergeline.alignment.apply import AlignedReader, apply_alignment, merge_aligned
 from mergeline.alignment.solve import align
 from mergeline.errors import InputError
+from mergeline.merging.engine import merge
 from mergeline.models.resnet import resnet
 from mergeline.symmetry.derive import derive_symmetry
 from tests.derived import symmetry_of
@@ -183,6 +186,17 @@ def test_zipped_halves_stay_halves(batches, outputs_of_second):
     alignment = align(models, symmetry_of(models[0]), method="zip", batches=batches)
     merged = merge_aligned([model.half().state_dict() for model in models], alignment)
     assert {tensor.dtype for tensor in merged.values() if tensor.is_floating_point()} == {torch.float16}
+
+
+def test_each_aligned_tensor_is_computed_once(batches, monkeypatch):
+    """However many chunks it takes: an aligned tensor is computed whole."""
+    models = [network(0, outputs=7), network(1, outputs=5)]
+    alignment = align(models, symmetry_of(models[0]), batches=batches)
+    reads, read = [], AlignedReader.read
+    monkeypatch.setattr(AlignedReader, "read", lambda self, name: reads.append(name) or read(self, name))
+    monkeypatch.setitem(merge.__kwdefaults__, "chunk", 8)
+    merge_aligned([model.state_dict() for model in models], alignment)
+    assert max(Counter(reads).values()) == len(models)
 
 
 def without(state, name):

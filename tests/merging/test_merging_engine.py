@@ -344,3 +344,28 @@ def test_small_groups_do_not_fail_a_merge(granularity, variant):
     merged = dict(merge(models, base=base, method="pcb", **options))
     assert merged["layer.bias"].count_nonzero() in (1, 2) if granularity == "tensor" else True
     assert 0 < merged["layer.weight"].count_nonzero() <= 2 * 0.05 * 400 + 4
+
+
+@pytest.mark.parametrize(("granularity", "names"), [("layer", ("model.w", "head.w")), ("tensor", ("model", "head"))])
+def test_a_group_called_model_is_not_the_whole_model(granularity, names):
+    small, large = names
+    generator = torch.Generator().manual_seed(0)
+    models = [{small: torch.randn(5, generator=generator), large: torch.randn(50, generator=generator)} for _ in "ab"]
+    base = {small: torch.zeros(5), large: torch.zeros(50)}
+    merged = dict(merge(models, base=base, method="pcb", keep_ratio=0.1, granularity=granularity))
+    assert merged[small].count_nonzero() > 0
+
+
+def test_ties_that_all_have_hold_though_one_has_more():
+    def state(*, all_tied: bool):
+        shared, own = torch.randn(3), torch.randn(3)
+        return {"a": shared if all_tied else own, "b": shared, "c": shared}
+
+    merged = dict(merge([state(all_tied=True), state(all_tied=False)], method="average"))
+    assert merged["b"].data_ptr() == merged["c"].data_ptr() != merged["a"].data_ptr()
+
+
+def test_vocabularies_of_different_length_are_told_as_such():
+    models = [{"lm_head.weight": torch.zeros(rows, 4), "body": torch.zeros(2)} for rows in (7, 6)]
+    with pytest.raises(InputError, match=r"the vocabularies differ: tensor 'lm_head.weight' has rows: 7 in"):
+        merge(models, method="average")
