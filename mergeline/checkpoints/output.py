@@ -20,6 +20,7 @@ import torch
 
 from mergeline.checkpoints import atomic
 from mergeline.checkpoints.encoding import NAMES, Spec, data_of, encode_header, nbytes
+from mergeline.checkpoints.files import digest_of_files
 from mergeline.checkpoints.formats import INDEX
 from mergeline.checkpoints.streams import FlatPiece, check_specs, checked, written_as
 from mergeline.errors import InputError
@@ -211,7 +212,7 @@ def publish_files(layout: Layout, digests: list[str]) -> Manifest:
     abandon(layout)
     return Manifest(
         files=files,
-        sha256=digests[0] if len(digests) == 1 else _digest_of_all(files),
+        sha256=digests[0] if len(digests) == 1 else digest_of_files(files),
         tensors=len(layout.specs),
         parameters=sum(prod(shape) for shape, _ in layout.specs.values()),
         bytes=sum((target.parent / name).stat().st_size for name in files),
@@ -303,10 +304,6 @@ def _index_text(named: Mapping[str, Shard], specs: Mapping[str, Spec]) -> str:
     places = {tensor: name for name, shard in named.items() for tensor in shard.places}
     index = {"metadata": {"total_size": sum(map(nbytes, specs.values()))}, "weight_map": dict(sorted(places.items()))}
     return json.dumps(index, indent=2, ensure_ascii=False) + "\n"
-
-
-def _digest_of_all(files: dict[str, str]) -> str:
-    return hashlib.sha256("".join(f"{files[name]}  {name}\n" for name in sorted(files)).encode()).hexdigest()
 
 
 def _remove_older(target: Path, keep: Mapping[str, str]) -> None:

@@ -9,12 +9,12 @@ from pydantic import Field
 
 from mergeline.balancing.variants import VariantName
 from mergeline.errors import InputError
+from mergeline.merging.options import KeepRatio
 from mergeline.merging.registry import method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-KeepRatio = Annotated[float, Field(gt=0, le=1)]
 ClipRatio = Annotated[float, Field(ge=0, lt=0.5)]
 
 
