@@ -12,7 +12,7 @@ from mergeline.checkpoints.readers import Reader, open_checkpoint
 from mergeline.checkpoints.tensors import WithoutTensors
 from mergeline.checkpoints.ties import ties_by
 from mergeline.errors import InputError
-from mergeline.symmetry.permute import permute_tensor
+from mergeline.symmetry.permute import outer_dims, permute_rows, permute_tensor
 
 
 class AlignedReader(Reader):
@@ -62,6 +62,22 @@ class AlignedReader(Reader):
         layout, alignment = self._layouts[name], self._alignment
         moved = permute_tensor(tensor, layout, alignment.symmetry, alignment.permutations[self._model])
         return alignment.fold(moved, layout, self._model) if alignment.zips else moved
+
+    def read_slice(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of the tensor in the reference's unit order, gathered alone where that can be."""
+        if name not in self._layouts:
+            return self._reader.read_slice(name, start, stop)
+        if not self.reads_parts(name):
+            return self.read(name)[start:stop]
+        symmetry, permutations = self._alignment.symmetry, self._alignment.permutations[self._model]
+        return permute_rows(self._reader.read(name), self._layouts[name], symmetry, permutations, slice(start, stop))
+
+    def reads_parts(self, name: str) -> bool:
+        """Whether rows can be gathered alone: not where units are zipped or the order of rows depends on the column."""
+        if name not in self._layouts:
+            return self._reader.reads_parts(name)
+        layout, alignment = self._layouts[name], self._alignment
+        return not alignment.zips and bool(layout.dims) and not outer_dims(layout, alignment.symmetry, 0)
 
 
 def apply_alignment(state_dict: Mapping[str, Tensor], alignment: Alignment, model_index: int) -> dict[str, Tensor]:

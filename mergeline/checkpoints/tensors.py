@@ -69,8 +69,8 @@ class Reader(Mapping[str, Tensor]):
         rows = self.read_slice(name, first, -(-stop // width)).reshape(-1)
         return rows[start - first * width : stop - first * width]
 
-    def reads_parts(self) -> bool:
-        """Whether a part costs less than the whole tensor; views that compute tensors compute them whole."""
+    def reads_parts(self, name: str) -> bool:
+        """Whether a part costs less than the whole tensor; some views compute tensors whole."""
         kind = type(self)
         return kind.read_slice is not Reader.read_slice or kind.read_flat is not Reader.read_flat
 
@@ -183,9 +183,9 @@ class ReaderView(Reader):
         """Rows [start, stop); only these rows are read."""
         return self._inner.read_slice(name, start, stop)
 
-    def reads_parts(self) -> bool:
+    def reads_parts(self, name: str) -> bool:
         """As the inner reader."""
-        return self._inner.reads_parts()
+        return self._inner.reads_parts(name)
 
     def tied(self) -> dict[str, str]:
         """Tied weights of the inner reader."""

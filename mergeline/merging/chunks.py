@@ -97,7 +97,7 @@ class _Columns:
     def __init__(self, readers: Sequence[Reader], name: str) -> None:
         self._readers, self._name = readers, name
         # A view that computes whole tensors computes each once, not once per chunk.
-        self._whole = {id(reader): reader.read(name).reshape(-1) for reader in readers if not reader.reads_parts()}
+        self._whole = {id(reader): reader.read(name).reshape(-1) for reader in readers if not reader.reads_parts(name)}
 
     def read(self, start: int, stop: int, buffer: Buffer) -> Tensor:
         """Entries [start, stop): [n, c] float32. InputError where one is not finite."""

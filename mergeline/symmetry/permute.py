@@ -94,13 +94,29 @@ def permute_tensor(
 ) -> Tensor:
     """The tensor in the new unit order, but for one axis (`keep`) if wanted."""
     for dim, index in axis_indices(layout, symmetry, permutations):
-        if dim == keep:
-            continue
-        if index.ndim > 1:
-            tensor = torch.take_along_dim(tensor, index.to(tensor.device), dim=dim)
-        elif not torch.equal(index, torch.arange(len(index))):
-            tensor = tensor.index_select(dim, index.to(tensor.device))
+        if dim != keep:
+            tensor = _gather(tensor, dim, index)
     return tensor
+
+
+def permute_rows(
+    tensor: Tensor, layout: ParameterLayout, symmetry: Symmetry, permutations: Permutations, rows: slice
+) -> Tensor:
+    """Some rows of the tensor in the new unit order, gathered alone: what `outer_dims` of axis 0 must be empty for."""
+    if isinstance(layout.dims[0], Fixed):
+        tensor = tensor[rows]
+    for dim, index in axis_indices(layout, symmetry, permutations):
+        by_row = dim == 0 or (index.ndim > 1 and len(index) > 1)
+        tensor = _gather(tensor, dim, index[rows] if by_row else index)
+    return tensor
+
+
+def _gather(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
+    if index.ndim > 1:
+        return torch.take_along_dim(tensor, index.to(tensor.device), dim=dim)
+    if len(index) == tensor.shape[dim] and torch.equal(index, torch.arange(len(index))):
+        return tensor
+    return tensor.index_select(dim, index.to(tensor.device))
 
 
 def axis_indices(

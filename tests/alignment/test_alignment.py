@@ -1,14 +1,19 @@
 """Laws of alignments: exact, invertible, storable, and blind to how the models were permuted."""
 
+from math import prod
+
 import pytest
 import torch
 
 from mergeline.alignment.alignment import Alignment, identity_alignment
 from mergeline.alignment.apply import AlignedReader, apply_alignment, merge_aligned
 from mergeline.alignment.solve import align
-from mergeline.checkpoints.readers import Reader
+from mergeline.checkpoints.readers import Reader, open_checkpoint
 from mergeline.errors import InputError
 from mergeline.models.resnet import resnet
+from mergeline.symmetry.layout import width
+from mergeline.symmetry.symmetry import Symmetry, parameter_layout
+from mergeline.symmetry.units import Family
 from tests.derived import symmetry_of
 
 NORMS = {"batch": {}, "group": {"norm": "group", "groups": 2}}
@@ -155,6 +160,43 @@ def test_an_aligned_checkpoint_is_a_view(model):
     assert reads == []
     assert torch.equal(view["linear.bias"], model.state_dict()["linear.bias"])
     assert reads == ["linear.bias"]
+
+
+def test_rows_of_an_aligned_tensor_are_gathered_alone(model):
+    view = AlignedReader(open_checkpoint(model.state_dict()), symmetry_of(model).random_alignment(), 0)
+    for name in view:
+        whole = view[name]
+        for start in range(len(whole) if whole.ndim else 0):
+            assert torch.equal(view.read_slice(name, start, start + 2), whole[start : start + 2])
+
+
+def layered(axes):
+    """A random alignment of one tensor with these axes, units in groups, and the tensor."""
+    families = {"groups": Family("groups", 3), "inner": Family("inner", 4, ("groups",)), "in": Family("in", 5)}
+    layout = parameter_layout(axes, ["out"] * len(axes))
+    families = {name: family for name, family in families.items() if any(name in axis for axis in axes)}
+    symmetry = Symmetry(families, {"weight": layout})
+    shape = [width(dim, symmetry.sizes) for dim in layout.dims]
+    return symmetry.random_alignment(), torch.arange(prod(shape)).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("axes", "alone"),
+    [
+        (("groups * inner", "in"), True),  # grouped convolution: the rows' own order depends on their group
+        (("groups", "inner", "in"), True),  # the columns' order depends on the row
+        (("inner", "groups", "in"), False),  # the rows' order depends on the column
+        (("_2", "groups * inner"), True),
+    ],
+)
+def test_rows_are_gathered_alone_where_their_order_allows_it(axes, alone):
+    alignment, tensor = layered(axes)
+    view = AlignedReader(open_checkpoint({"weight": tensor}), alignment, 0)
+    whole = view["weight"]
+    assert view.reads_parts("weight") == alone
+    assert not torch.equal(whole, tensor)
+    for start in range(len(whole)):
+        assert torch.equal(view.read_slice("weight", start, start + 2), whole[start : start + 2])
 
 
 @pytest.mark.parametrize(

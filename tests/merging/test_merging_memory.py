@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import merging as benchmark
+from mergeline.alignment.apply import AlignedReader
+from mergeline.checkpoints.readers import open_checkpoint
 from mergeline.checkpoints.writer import write_checkpoint
 from mergeline.merging import registry
 from mergeline.merging.engine import merge
+from mergeline.symmetry.symmetry import Symmetry, parameter_layout
+from mergeline.symmetry.units import Family
 
 MB = 1000  # kB
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from /proc")
@@ -66,6 +70,17 @@ def test_a_tensor_of_100_megabytes_is_merged_in_30(tmp_path: Path, method: str, 
         manifest = write_checkpoint(tmp_path / "merged", merge(models, method=method, **options))  # type: ignore[arg-type]
     assert manifest.parameters == 50_002_000
     assert memory.growth < 30 * MB
+
+
+def test_models_in_another_unit_order_are_merged_in_as_little(tmp_path: Path) -> None:
+    units = {"hidden": Family("hidden", 25_000), "stream": Family("stream", 2_000)}
+    symmetry = Symmetry(units, {"up": parameter_layout(["hidden", "stream"], ["out", "in"])})
+    write_checkpoint(tmp_path / "one", Constant({"up": (25_000, 2_000)}, 1.0))
+    reader = open_checkpoint(tmp_path / "one")
+    views = [AlignedReader(reader, symmetry.random_alignment(seed), 0) for seed in range(3)]
+    with PeakMemory() as memory:
+        write_checkpoint(tmp_path / "merged", merge(views, method="average"))  # type: ignore[arg-type]
+    assert memory.growth < 40 * MB
 
 
 @pytest.mark.slow
