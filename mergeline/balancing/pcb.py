@@ -41,6 +41,8 @@ def pcb_merge(
     variant's.
     InputError for wrong shapes, NaN or infinity, and values out of range; a warning names a task that is left out.
     """
+    if not isinstance(task_vectors, Tensor):
+        raise InputError(f"task_vectors is a {type(task_vectors).__name__}, not a tensor [tasks, parameters].")
     if task_vectors.dim() != 2 or not task_vectors.is_floating_point() or not task_vectors.numel():
         raise InputError(
             f"task_vectors is a {task_vectors.dtype} tensor of shape {list(task_vectors.shape)}; "

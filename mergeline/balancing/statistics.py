@@ -101,6 +101,7 @@ def pcb_statistics(
         chunks = lambda: [held]  # noqa: E731
     wanted = [ranks.low, ranks.high, size - 1]
     low, high, largest = order_statistics(_mapped(chunks, torch.abs), size, wanted, sample=sample.abs()).T.tolist()
+    _refuse_overflow(largest)
     known = None
     if kind.inter is None:
         known = normalisers(chunks, size, low, high)
@@ -110,8 +111,7 @@ def pcb_statistics(
     wanted = [ranks.threshold, size - 1]
     found = order_statistics(_mapped(chunks, competition), size, wanted, sample=competition(sample))
     threshold, maximum = found.unbind(dim=1)
-    if not torch.isfinite(maximum).all():
-        raise InputError("PCB: the task vectors are too large for float32 arithmetic; scale the checkpoints down.")
+    _refuse_overflow(maximum.tolist())
 
     absent = torch.tensor(largest) <= 0 if ranks.small else torch.tensor(high) <= torch.tensor(low)
     maximum = torch.where(absent.to(maximum.device), -1.0 if known else threshold, maximum)
@@ -172,6 +172,11 @@ def _mapped(chunks: Callable[[], Iterable[Tensor]], function: Callable[..., Tens
             yield function(chunk, out=room[: chunk.numel()].view(chunk.shape))
 
     return results
+
+
+def _refuse_overflow(values: Iterable[float]) -> None:
+    if not all(map(math.isfinite, values)):
+        raise InputError("PCB: the task vectors are too large for float32 arithmetic; scale the checkpoints down.")
 
 
 def _warn_of_left_out(index: int, size: int) -> None:

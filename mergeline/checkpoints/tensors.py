@@ -246,6 +246,8 @@ def _refuse_other_than_tensor(name: object, value: object, source: str) -> None:
             f"{source}: '{name}' is a {type(value).__name__}, not a tensor; pass the state dict of a module, "
             "as module.state_dict() gives it"
         )
+    if value.is_meta:
+        raise InputError(f"{source}: tensor '{name}' is on the device 'meta', without numbers; load the checkpoint")
     if value.layout != torch.strided or value.is_quantized:
         raise InputError(
             f"{source}: tensor '{name}' is sparse or quantized; save it dense (.to_dense(), .dequantize())"

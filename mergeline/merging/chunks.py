@@ -107,7 +107,6 @@ class _Columns:
             part = reader.read_flat(self._name, start, stop) if whole is None else whole[start:stop]
             row.copy_(part.detach())
             if not is_finite(row):
-                raise InputError(
-                    f"{reader.source}: tensor {self._name!r} holds NaN or infinity, so it cannot be merged."
-                )
+                what = "numbers beyond the range of float32" if is_finite(part) else "NaN or infinity"
+                raise InputError(f"{reader.source}: tensor {self._name!r} holds {what}, so it cannot be merged.")
         return rows

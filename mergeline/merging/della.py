@@ -90,11 +90,14 @@ def magprune(task_vectors: Tensor, keep_ratio: float, spread: float, seed: int, 
     for model, vector in enumerate(task_vectors.numpy()):
         for start in range(0, len(vector), step):
             entries = vector[start : start + step]
-            chance = np.empty((len(entries) // width, width), dtype=np.float32)
-            np.put_along_axis(chance, _order(entries.reshape(-1, width)), chances[None], axis=1)
-            kept = uniforms(seed, where.name, model, where.start + start, len(entries)) < chance.reshape(-1)
-            entries *= kept
-            entries /= chance.reshape(-1)
+            by_row = np.empty((len(entries) // width, width), dtype=np.float32)
+            np.put_along_axis(by_row, _order(entries.reshape(-1, width)), chances[None], axis=1)
+            chance = by_row.reshape(-1)
+            for first in range(0, len(entries), RANKED):
+                part = slice(first, first + RANKED)
+                numbers = uniforms(seed, where.name, model, where.start + start + first, len(entries[part]))
+                entries[part] *= numbers < chance[part]
+            entries /= chance
     return task_vectors
 
 
@@ -102,7 +105,11 @@ def _order(values: np.ndarray) -> np.ndarray:
     """Indices that sort each row of [r, c] float32 by magnitude, equal ones by index."""
     import numpy as np
 
-    keys = np.abs(values).view(np.int32).astype(np.int64) << 32  # the bits of numbers >= 0 are in their order
-    keys |= np.arange(values.shape[1])
+    keys = np.abs(values).view(np.int32).astype(np.int64)  # the bits of numbers >= 0 are in their order
+    keys <<= 32
+    for start in range(0, keys.shape[1], RANKED):
+        part = keys[:, start : start + RANKED]
+        part |= np.arange(start, start + part.shape[1])
     keys.sort(axis=1)  # whole numbers, all different: no need of a stable sort, which is slower
-    return keys & 0xFFFFFFFF
+    keys &= 0xFFFFFFFF
+    return keys

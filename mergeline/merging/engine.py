@@ -62,17 +62,12 @@ def merge(
     )
     if onto not in ("mean", "first"):
         raise InputError(f"onto must be 'mean' or 'first', not {onto!r}.")
-    if out_dtype is not None and not out_dtype.is_floating_point:
-        raise InputError(f"out_dtype must be a floating dtype, not {out_dtype}.")
+    if out_dtype is not None and not (isinstance(out_dtype, torch.dtype) and out_dtype.is_floating_point):
+        raise InputError(f"out_dtype must be a floating torch.dtype, not {out_dtype!r}.")
     if statistics is not None:
         if job.method.statistics is None:
             raise InputError(f"method {method!r} uses no statistics; leave `statistics` out.")
-        missing = [group for group in job.groups() if group not in statistics]
-        if missing:
-            raise InputError(
-                f"the statistics hold no group {missing[0]!r} (there are {', '.join(map(repr, statistics))}); "
-                "compute them again with the same granularity and options."
-            )
+        statistics = job.accepted(statistics)
     return MergedTensors(with_evidence(job, evidence), onto, out_dtype, statistics)
 
 
@@ -91,9 +86,10 @@ def method_statistics(
 
     Arguments as of `merge`. The tensors of a group are taken as one vector per model, in the order of their names;
     "model" is the only group of granularity "model" without patterns. Of the options only
-    `registry.get(method).statistics_options` matter.
+    `registry.get(method).statistics_options` matter. Each dict says under "of" what it was computed of: the method, the
+    numbers of models and entries, and these options.
     """
-    return prepare(
+    job = prepare(
         readers,
         base=base,
         method=method,
@@ -102,7 +98,9 @@ def method_statistics(
         granularity=granularity,
         options_by_pattern=options_by_pattern,
         options=options,
-    ).statistics()
+    )
+    statistics = job.statistics()
+    return None if statistics is None else job.labelled(statistics)
 
 
 def pattern_matches(

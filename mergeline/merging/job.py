@@ -1,5 +1,6 @@
 """A validated merge: which models and bases, and for each tensor what happens to it, with which options."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -21,6 +22,7 @@ from mergeline.merging.layout import check_evidence, check_same_tensors
 from mergeline.merging.patterns import OptionsByPattern, check_patterns, is_copied, options_for
 from mergeline.threads import one_thread
 
+OF = "of"  # key of the note on what statistics were made of
 Checkpoint = Mapping[str, Tensor] | str | Path  # a Reader is a mapping too
 
 
@@ -66,6 +68,35 @@ class Job:
             found = {group: self._statistics_of(group, names) for group, names in self.groups().items()}
         return found or None
 
+    def labelled(self, statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The statistics, those of each group with a note on what they are of, by which `accepted` knows them again."""
+        return {group: {OF: self._origin(names), **statistics[group]} for group, names in self.groups().items()}
+
+    def accepted(self, labelled: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The statistics without the notes; InputError where they are of another method, other options or tensors."""
+        if not isinstance(labelled, Mapping):
+            raise InputError("statistics must be what `method_statistics` gave.")
+        for group, names in self.groups().items():
+            if group not in labelled or not isinstance(labelled[group], Mapping):
+                raise InputError(
+                    f"the statistics hold no group {group!r} (there are {', '.join(map(repr, labelled))}); "
+                    "compute them again with the same granularity and options."
+                )
+            made, wanted = labelled[group].get(OF), self._origin(names)
+            if made != wanted:
+                raise InputError(
+                    f"the statistics of group {group!r} are of {json.dumps(made)}, not of {json.dumps(wanted)}; "
+                    "compute them again."
+                )
+        return {group: {name: value for name, value in labelled[group].items() if name != OF} for group in labelled}
+
+    def _origin(self, names: Sequence[str]) -> dict[str, Any]:
+        """What the statistics of a group depend on, but for the numbers in the tensors, as JSON would give it back."""
+        settings = self.treatments[names[0]].options
+        options = {name: settings[name] for name in self.method.statistics_options}
+        count = {"models": len(self.inputs.models), "entries": self._size(names)}
+        return {"method": self.method.name, **count, **json.loads(json.dumps(options))}
+
     def _statistics_of(self, group: str, names: Sequence[str]) -> dict[str, Any]:
         assert self.method.statistics
         settings = self.treatments[names[0]].options
@@ -97,9 +128,10 @@ def prepare(
     entry = registry.get(method)
     values = entry.validate_options(options)
     grouping = entry.choose_granularity(granularity)
-    if chunk < 1:
-        raise InputError(f"chunk must be at least 1, not {chunk}.")
-    if isinstance(readers, str | Path | Mapping) or not readers:
+    if not isinstance(chunk, int) or chunk < 1:
+        raise InputError(f"chunk must be a whole number, at least 1, not {chunk!r}.")
+    readers = [] if isinstance(readers, str | Path | Mapping) else list(readers)
+    if not readers:
         raise InputError("readers must be a non-empty sequence of checkpoints, one per task model.")
     entry.check_models(len(readers))
     models = [_open(checkpoint, f"readers[{index}]") for index, checkpoint in enumerate(readers)]

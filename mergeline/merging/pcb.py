@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from mergeline.balancing.variants import VariantName
-from mergeline.errors import InputError
 from mergeline.merging.options import KeepRatio
 from mergeline.merging.registry import method
 
@@ -50,15 +49,7 @@ def pcb(
     keep_ratio: share that survives. scale: lambda of the merged task vector. scales: lambda_i of each task, inside the
     weighted mean. clip_ratio: share clipped at either end of |tau|. Returns the merged task vector [c] float32.
     """
-    from mergeline.balancing.competition import find_variant
     from mergeline.balancing.pcb import merged_task_vector
     from mergeline.balancing.statistics import PcbStatistics
 
-    known = PcbStatistics.from_dict(statistics)
-    wanted = (variant, keep_ratio, find_variant(variant).clip_ratio if clip_ratio is None else clip_ratio)
-    if (known.variant, known.keep_ratio, known.clip_ratio) != wanted:
-        raise InputError(
-            f"PCB statistics were computed with variant {known.variant}, keep_ratio {known.keep_ratio} and clip_ratio "
-            f"{known.clip_ratio}, not with {wanted[0]}, {wanted[1]} and {wanted[2]}; compute them again."
-        )
-    return scale * merged_task_vector(task_vectors, known, scales)
+    return scale * merged_task_vector(task_vectors, PcbStatistics.from_dict(statistics), scales)

@@ -62,7 +62,7 @@ def write_weighted(
         options_by_pattern=options_by_pattern,
         options={name: value for name, value in options.items() if name not in ("scale", "scales")},
     )
-    write_checkpoint(path, _Weighted(job, statistics, onto, out_dtype, options_by_pattern or {}))
+    write_checkpoint(path, _Weighted(job, job.accepted(statistics), onto, out_dtype, options_by_pattern or {}))
 
 
 def weighted_bytes(readers: Sequence[Reader]) -> int:

@@ -119,8 +119,18 @@ def test_values_that_overflow_float32_are_refused() -> None:
     tau[0, :3] = 0
     with pytest.raises(InputError, match="too large for float32"):
         pcb_merge(tau, 0.1)
-    with pytest.raises(InputError, match="too large for float32"):
-        pcb_merge(1e300 * random_tau().double(), 0.1)
+
+
+@every_variant
+def test_float64_beyond_float32_is_refused(variant: str) -> None:
+    for factor in (3e38, 1e300):
+        with pytest.raises(InputError, match="too large for float32"):
+            pcb_merge(factor * random_tau().double(), 0.1, variant=variant)
+
+
+def test_task_vectors_must_be_a_tensor() -> None:
+    with pytest.raises(InputError, match="task_vectors is a list, not a tensor"):
+        pcb_merge([[1.0, 2.0]], 0.1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("tau", [torch.ones(5), torch.ones(2, 3, 4), torch.ones(2, 5).int(), torch.ones(0, 5)])

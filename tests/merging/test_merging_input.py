@@ -35,7 +35,8 @@ def model(seed: int = 0) -> StateDict:
         ({"method": "pbc"}, r"'pbc' does not exist; did you mean 'pcb'\?"),
         ({"method": "pcb", "keep_ratoi": 0.1}, r"'pcb' has no option 'keep_ratoi'; did you mean 'keep_ratio'\?"),
         ({"method": "pcb"}, "'pcb' needs `base`"),
-        ({"method": "average", "chunk": 0}, "chunk must be at least 1, not 0"),
+        ({"method": "average", "chunk": 0}, "chunk must be a whole number, at least 1, not 0"),
+        ({"method": "average", "chunk": "5"}, "chunk must be a whole number, at least 1, not '5'"),
         ({"base": [model()]}, "there are 1 bases for 2 task models"),
     ],
 )
@@ -49,10 +50,28 @@ def test_wrong_arguments_are_refused_at_the_call(
 def test_wrong_output_arguments_are_refused_at_the_call() -> None:
     with pytest.raises(InputError, match="onto must be 'mean' or 'first', not 'last'"):
         merge([model()], base=model(), onto="last")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"out_dtype must be a floating dtype, not torch\.int8"):
-        merge([model()], base=model(), out_dtype=torch.int8)
+    for dtype, told in ((torch.int8, r"torch\.int8"), ("float16", "'float16'")):
+        with pytest.raises(InputError, match=rf"out_dtype must be a floating torch\.dtype, not {told}"):
+            merge([model()], base=model(), out_dtype=dtype)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'average' uses no statistics"):
         merge([model()], method="average", statistics={})
+
+
+def test_numbers_beyond_float32_are_not_called_infinite() -> None:
+    large = {"w": torch.full((2,), 1e39, dtype=torch.float64)}
+    with pytest.raises(InputError, match=r"readers\[0\]: tensor 'w' holds numbers beyond the range of float32"):
+        dict(merge([large, large], method="average"))
+
+
+def test_a_tensor_without_numbers_is_refused() -> None:
+    with pytest.raises(InputError, match="tensor 'w' is on the device 'meta', without numbers"):
+        merge([{"w": torch.ones(2, device="meta")}], method="average")
+
+
+def test_readers_may_come_from_an_iterator() -> None:
+    models = [model(1), model(2)]
+    merged = dict(merge(iter(models), method="average"))  # type: ignore[arg-type]
+    assert torch.equal(merged["layer.bias"], dict(merge(models, method="average"))["layer.bias"])
 
 
 @pytest.mark.parametrize("readers", [[], (), "model.safetensors", model()])
@@ -138,9 +157,9 @@ def test_weights_must_be_one_per_model_and_not_negative(weights: list[float]) ->
 def test_statistics_of_other_options_are_refused(options: dict[str, Any]) -> None:
     models, base = [model(1), model(2)], model()
     statistics = method_statistics(models, base=base)
-    with pytest.raises(InputError, match=r"statistics were computed with variant reference, keep_ratio 0\.1"):
-        dict(merge(models, base=base, statistics=statistics, **options))
-    dict(merge(models, base=base, statistics=statistics, scale=2.0, clip_ratio=0.0001))
+    with pytest.raises(InputError, match=r"statistics of group 'model' are of .*\"keep_ratio\": 0\.1"):
+        merge(models, base=base, statistics=statistics, **options)
+    dict(merge(models, base=base, statistics=statistics, scale=2.0))
 
 
 def test_a_keep_ratio_that_keeps_nothing_of_a_small_model_is_refused() -> None:
@@ -190,6 +209,8 @@ def test_a_pattern_that_reaches_a_tied_name_only_says_whose_options_count() -> N
         ({"granularity": "layer", "method": "average"}, "'average' gathers no statistics, so it has no granularity"),
         ({"evidence": [{}, {}]}, "'pcb' uses no evidence; leave `evidence` out"),
         ({"statistics": {}}, "the statistics hold no group 'model'"),
+        ({"statistics": {"model": [1]}}, "the statistics hold no group 'model'"),
+        ({"statistics": "statistics.json"}, "statistics must be what `method_statistics` gave"),
     ],
 )
 def test_wrong_granularity_evidence_and_statistics_are_refused(arguments: dict[str, Any], complaint: str) -> None:

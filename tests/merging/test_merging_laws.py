@@ -135,6 +135,19 @@ def test_statistics_given_beforehand_give_the_same_bytes(method: str) -> None:
     assert_same(run(method, statistics=statistics), run(method))
 
 
+@with_statistics
+def test_statistics_of_another_merge_are_refused(method: str) -> None:
+    count = number_of_models(method)
+    smaller = [{name: model[name] for name in ("fc.bias", "fc.weight")} for model in (BASES[0], *MODELS[:count])]
+    other = "breadcrumbs" if method == "ties" else "ties"
+    for elsewhere in (
+        statistics_of(method, smaller[1:], smaller[0], granularity="model"),
+        statistics_of(other, MODELS[:count], granularity="model"),
+    ):
+        with pytest.raises(InputError, match=r"statistics of group 'model' are of .*compute them again"):
+            run(method, statistics=elsewhere, granularity="model")
+
+
 # -- what a result is --------------------------------------------------------------------------------------------------
 
 

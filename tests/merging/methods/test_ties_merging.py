@@ -118,7 +118,8 @@ def test_signs_are_elected_by_shares_of_the_norm_where_that_is_asked() -> None:
 def test_the_statistics_are_one_trim_per_model_and_the_majority() -> None:
     vectors = [{"w": torch.tensor([1.0, -2, 3, 4])}, {"w": torch.tensor([1.0, 2, 3, -8])}]
     found = method_statistics(vectors, base={"w": torch.zeros(4)}, method="ties", keep_ratio=0.5)
-    assert found == {"model": {"trims": [2.0, 2.0], "norms": [], "majority": 0}}
+    made_of = {"method": "ties", "models": 2, "entries": 4, "keep_ratio": 0.5, "elect": "mass", "weights": None}
+    assert found == {"model": {"of": made_of, "trims": [2.0, 2.0], "norms": [], "majority": 0}}
 
 
 def test_wrong_options_are_one_sentence() -> None:
