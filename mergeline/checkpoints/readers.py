@@ -1,4 +1,4 @@
-"""Open a checkpoint of any kind, and look at several as one: a task vector, a mean."""
+"""Open a checkpoint of any kind, and look at several as one: their mean."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -20,7 +20,6 @@ __all__ = [
     "Reader",
     "SafetensorsReader",
     "ShardedReader",
-    "TaskVectorReader",
     "TensorReader",
     "UnknownTensorError",
     "open_checkpoint",
@@ -67,51 +66,6 @@ def _find(path: Path) -> Path:
             return index
     beside = [other.name for other in path.parent.glob("*")]
     raise InputError(f"{path}: there is no such file{nearest(path.name, beside)}")
-
-
-class TaskVectorReader(Reader):
-    """A task model minus its base: the floating tensors of the model, as float32 differences.
-
-    Raises InputError where the base lacks one of them or has it in another shape.
-    """
-
-    def __init__(self, model: Reader, base: Reader) -> None:
-        self.source = f"{model.source} - {base.source}"
-        self._model, self._base = model, base
-        self._names = [name for name in model.names() if model.dtype(name).is_floating_point]
-        for name in self._names:
-            _refuse_other_shape(name, model, base)
-
-    def names(self) -> list[str]:
-        """Names of the floating tensors, sorted."""
-        return list(self._names)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a difference."""
-        return self._listed(name).shape(name)
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Always float32."""
-        self._listed(name)
-        return torch.float32
-
-    def read(self, name: str) -> Tensor:
-        """Model - base, float32."""
-        return self._listed(name).read(name).float() - self._base.read(name).float()
-
-    def read_slice(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of model - base, float32; only these rows are read."""
-        model, base = self._listed(name).read_slice(name, start, stop), self._base.read_slice(name, start, stop)
-        return model.float() - base.float()
-
-    def tied(self) -> dict[str, str]:
-        """Ties that model and base share: their differences are one."""
-        return common_ties([self._model.tied(), self._base.tied()], self._names)
-
-    def _listed(self, name: str) -> Reader:
-        if not (name in self._model and self._model.dtype(name).is_floating_point):
-            raise self.unknown(name)
-        return self._model
 
 
 class MeanReader(Reader):

@@ -18,10 +18,10 @@ def ties_by(keys: Mapping[str, Hashable]) -> dict[str, str]:
     return {name: firsts[keys[name]] for name in sorted(keys) if firsts[keys[name]] != name}
 
 
-def common_ties(ties: Sequence[Mapping[str, str]], names: Iterable[str] | None = None) -> dict[str, str]:
-    """The ties that hold in each of several checkpoints; names: those to look at (default: all that are tied)."""
-    wanted = {name for tied in ties for pair in tied.items() for name in pair} if names is None else set(names)
-    return ties_by({name: tuple(tied.get(name, name) for tied in ties) for name in wanted})
+def common_ties(ties: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The ties that hold in each of several checkpoints."""
+    tied_anywhere = {name for tied in ties for pair in tied.items() for name in pair}
+    return ties_by({name: tuple(tied.get(name, name) for tied in ties) for name in tied_anywhere})
 
 
 def memory_of(name: str, tensor: Tensor) -> Hashable:

@@ -1,6 +1,5 @@
-"""Readers over readers: task vectors and means of checkpoints."""
+"""Readers over readers: means of checkpoints."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,14 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mergeline.checkpoints.readers import (
-    MeanReader,
-    Reader,
-    SafetensorsReader,
-    TaskVectorReader,
-    TensorReader,
-    UnknownTensorError,
-)
+from mergeline.checkpoints.readers import MeanReader, SafetensorsReader, TensorReader
 from mergeline.errors import InputError
 
 STATE = {
@@ -24,25 +16,6 @@ STATE = {
     "layer.steps": torch.tensor(7),
     "layer.mask": torch.tensor([True, False]),
 }
-
-
-def test_a_task_vector_is_the_float32_difference_of_the_floating_tensors() -> None:
-    base = {name: tensor.clone() for name, tensor in STATE.items()}
-    base["layer.weight"] = base["layer.weight"].half() / 2
-    vector = TaskVectorReader(TensorReader(STATE), TensorReader(base))
-    assert vector.names() == ["layer.bias", "layer.weight"]
-    assert torch.equal(vector.read("layer.weight"), STATE["layer.weight"] / 2)
-    assert torch.equal(vector.read_slice("layer.weight", 1, 3), STATE["layer.weight"][1:3] / 2)
-    assert torch.equal(vector["layer.bias"], torch.zeros(4))
-    assert {vector.dtype(name) for name in vector} == {torch.float32} == {tensor.dtype for tensor in vector.values()}
-    assert vector.shape("layer.weight") == (4, 3)
-
-
-def test_a_task_vector_has_no_integers() -> None:
-    vector = TaskVectorReader(TensorReader(STATE), TensorReader(STATE))
-    assert "layer.steps" not in vector
-    with pytest.raises(UnknownTensorError, match=r"has no tensor 'layer\.steps'"):
-        vector.read("layer.steps")
 
 
 class CountingReader(TensorReader):
@@ -60,10 +33,9 @@ class CountingReader(TensorReader):
         return self._tensors[name][start:stop]
 
 
-@pytest.mark.parametrize("view", [TaskVectorReader, lambda model, base: MeanReader([model, base])])
-def test_a_slice_of_a_view_reads_only_these_rows(view: Callable[..., Reader]) -> None:
+def test_a_slice_of_a_view_reads_only_these_rows() -> None:
     sources = [CountingReader({"w": torch.randn(100, 3)}) for _ in range(2)]
-    reader = view(*sources)
+    reader = MeanReader(sources)
     whole = reader.read("w")
     assert [source.rows for source in sources] == [100, 100]
     assert torch.equal(reader.read_slice("w", 10, 20), whole[10:20])
@@ -71,18 +43,15 @@ def test_a_slice_of_a_view_reads_only_these_rows(view: Callable[..., Reader]) ->
 
 
 @pytest.mark.parametrize(
-    ("base", "message"),
+    ("other", "message"),
     [
         ({"w": torch.zeros(2, 3)}, r"tensor 'w' has shape \[2, 3\], but \[3, 2\]"),
         ({"v": torch.zeros(3, 2)}, "has no tensor 'w'"),
     ],
 )
-@pytest.mark.parametrize("view", [TaskVectorReader, lambda model, base: MeanReader([model, base])])
-def test_models_of_different_architectures_are_refused(
-    view: Callable[..., Reader], base: dict[str, Tensor], message: str
-) -> None:
+def test_models_of_different_architectures_are_refused(other: dict[str, Tensor], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        view(TensorReader({"w": torch.zeros(3, 2)}), TensorReader(base))
+        MeanReader([TensorReader({"w": torch.zeros(3, 2)}), TensorReader(other)])
 
 
 def test_a_mean_refuses_a_tensor_that_only_the_other_has() -> None:
@@ -117,5 +86,5 @@ def test_a_mean_of_nothing_is_refused() -> None:
 def test_a_view_of_files_names_them(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "model.safetensors")
     model = SafetensorsReader(tmp_path / "model.safetensors")
-    assert TaskVectorReader(model, TensorReader(STATE)).source == f"{tmp_path}/model.safetensors - state dict"
+    assert MeanReader([model, TensorReader(STATE)]).source == f"mean of {tmp_path}/model.safetensors, state dict"
     assert repr(model) == f"<SafetensorsReader {tmp_path}/model.safetensors: 4 tensors>"

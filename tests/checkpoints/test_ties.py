@@ -9,7 +9,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from mergeline.alignment.apply import AlignedReader
-from mergeline.checkpoints.readers import MeanReader, Reader, TaskVectorReader, TensorReader, open_checkpoint
+from mergeline.checkpoints.readers import MeanReader, Reader, TensorReader, open_checkpoint
 from mergeline.checkpoints.ties import common_ties, tied_names, ties_by
 from mergeline.checkpoints.writer import write_checkpoint
 from mergeline.symmetry.derive import derive_symmetry
@@ -103,7 +103,6 @@ def test_views_are_tied_where_all_their_checkpoints_are() -> None:
     for states, expected in [((tied, tied), TIE), ((tied, loose), {}), ((loose, tied), {})]:
         readers = [open_checkpoint(state) for state in states]
         assert MeanReader(readers).tied() == expected
-        assert TaskVectorReader(*readers).tied() == expected
 
 
 def test_an_aligned_view_is_tied_where_it_moves_its_tensors_alike() -> None:
@@ -117,7 +116,6 @@ def test_an_aligned_view_is_tied_where_it_moves_its_tensors_alike() -> None:
 def test_common_ties_are_those_of_every_partition() -> None:
     one, other = {"b": "a", "c": "a", "y": "x"}, {"c": "b", "y": "x"}
     assert common_ties([one, other]) == {"c": "b", "y": "x"}
-    assert common_ties([one, other], ["x", "y"]) == {"y": "x"}
     assert common_ties([one]) == one
     assert ties_by({}) == {}
 
