@@ -8,19 +8,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import get_ident
 
 import torch
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from mergeline.checkpoints import atomic
 from mergeline.checkpoints.encoding import NAMES, Spec, data_of, encode_header, nbytes
-from mergeline.checkpoints.files import digest_of_files
+from mergeline.checkpoints.files import SUFFIXES, digest_of_files
 from mergeline.checkpoints.formats import INDEX
 from mergeline.checkpoints.streams import FlatPiece, check_specs, checked, written_as
 from mergeline.errors import InputError
@@ -51,13 +52,17 @@ class Shard:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where every tensor goes; it can be sent to other processes. dtype: what floating tensors become, or None."""
+    """Where every tensor goes; it can be sent to other processes. dtype: what floating tensors become, or None.
+
+    made: folders that were not there before, the innermost first.
+    """
 
     target: Path
     scratch: Path
     specs: dict[str, Spec]
     dtype: torch.dtype | None
     shards: tuple[Shard, ...]
+    made: tuple[Path, ...] = ()
 
     def shard_of(self) -> dict[str, Shard]:
         """Tensor name -> its file."""
@@ -69,7 +74,7 @@ def prepare(
     specs: Mapping[str, Spec],
     *,
     dtype: torch.dtype | None = None,
-    max_shard_size: int | None = None,
+    max_shard_size: int | str | None = None,
     metadata: Mapping[str, str] | None = None,
     scratch: Path | None = None,
 ) -> Layout:
@@ -81,18 +86,17 @@ def prepare(
     What is not published in the end must be given up (`abandon`).
     """
     target = target_of(path)
-    check_options(target, dtype, max_shard_size, metadata)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    check_options(target, dtype, metadata)
     check_specs(specs, target)
-    if scratch is not None:
+    most = shard_bytes(target, max_shard_size)
+    with folder_for(target) as made, ExitStack() as at_fault:
+        if scratch is None:
+            scratch = Path(mkdtemp(prefix=f".{target.stem}-", dir=target.parent))
+            at_fault.callback(shutil.rmtree, scratch)
         scratch.mkdir(parents=True, exist_ok=True)
-        return plan(target, scratch, specs, dtype=dtype, max_shard_size=max_shard_size, metadata=metadata)
-    scratch = Path(mkdtemp(prefix=f".{target.stem}-", dir=target.parent))
-    try:
-        return plan(target, scratch, specs, dtype=dtype, max_shard_size=max_shard_size, metadata=metadata)
-    except BaseException:
-        shutil.rmtree(scratch)
-        raise
+        layout = plan(target, scratch, specs, dtype=dtype, max_shard_size=most, metadata=metadata)
+        at_fault.pop_all()
+        return replace(layout, made=made)
 
 
 def plan(
@@ -155,6 +159,7 @@ def publish(layout: Layout) -> Manifest:
 def abandon(layout: Layout) -> None:
     """Remove what was prepared; no error where nothing is left."""
     shutil.rmtree(layout.scratch, ignore_errors=True)
+    _remove_empty(layout.made)
 
 
 def fill(
@@ -220,21 +225,54 @@ def publish_files(layout: Layout, digests: list[str]) -> Manifest:
 
 
 def target_of(path: str | Path) -> Path:
-    """The file that a path means: in a folder it is called model.safetensors."""
+    """The file that a path means: in a folder it is called model.safetensors. Llama-3.2-1B is a folder, too."""
     path = Path(path)
-    return path / "model.safetensors" if path.suffix == "" or path.is_dir() else path
+    is_file = path.is_file() or path.suffix.lower() in SUFFIXES
+    return path if is_file and not path.is_dir() else path / "model.safetensors"
 
 
-def check_options(
-    target: Path, dtype: torch.dtype | None, max_shard_size: int | None, metadata: Mapping[str, str] | None
-) -> None:
+@contextmanager
+def folder_for(target: Path) -> Iterator[tuple[Path, ...]]:
+    """Make the folder of a file; what the block leaves empty of it, because it fails, is removed again.
+
+    Yields the folders that were not there before, the innermost first.
+    """
+    made = tuple(folder for folder in target.parents if not folder.exists())
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield made
+    except BaseException:
+        _remove_empty(made)
+        raise
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # it was not made, or somebody has put something there
+            folder.rmdir()
+
+
+def shard_bytes(target: Path, max_shard_size: int | str | None) -> int | None:
+    """The number of bytes that a size stands for, 5GB say, as a plan has it. InputError where it stands for none."""
+    if max_shard_size is None:
+        return None
+    try:
+        size = TypeAdapter(ByteSize).validate_python(max_shard_size)
+    except ValidationError:
+        size = ByteSize(0)
+    if size <= 0:
+        raise InputError(
+            f"{target}: max_shard_size is {max_shard_size!r}; give a number of bytes above 0, a size like 5GB, or None"
+        )
+    return int(size)
+
+
+def check_options(target: Path, dtype: torch.dtype | None, metadata: Mapping[str, str] | None) -> None:
     """InputError for options that cannot be met."""
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: checkpoints are written as safetensors; let the name end in .safetensors")
     if dtype is not None and not (dtype.is_floating_point and dtype in NAMES):
         raise InputError(f"{target}: dtype {dtype} is not a floating dtype; use torch.float32, float16 or bfloat16")
-    if max_shard_size is not None and max_shard_size <= 0:
-        raise InputError(f"{target}: max_shard_size is {max_shard_size}; give a number of bytes above 0, or None")
     for key, value in (metadata or {}).items():
         if not (isinstance(key, str) and isinstance(value, str)):
             raise InputError(f"{target}: metadata {key!r} is not a string to a string; safetensors keeps strings only")

@@ -1,10 +1,9 @@
 """Write a checkpoint as one safetensors file or as shards: complete or not at all, equal tensors to equal bytes."""
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -22,15 +21,16 @@ def write_checkpoint(
     tensors: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]] | TensorStream,
     *,
     dtype: torch.dtype | None = None,
-    max_shard_size: int | None = None,
+    max_shard_size: int | str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Write tensors to `path`, and replace what was there only when all is on the disk.
 
-    path: a .safetensors file, or a folder, in which the file is called model.safetensors. tensors: what
+    path: a .safetensors file; any name without the suffix of a checkpoint file is a folder, in which the file is called
+    model.safetensors. tensors: what
     `mergeline.merge` gives, written as it is computed, a piece in memory at a time; or a mapping, written in the order
     of names; or pairs, taken as they come, of which one is held (they wait in a file until the last is known). dtype:
-    what floating tensors become. max_shard_size: bytes of tensors in a file; a larger model becomes
+    what floating tensors become. max_shard_size: bytes of tensors in a file, or "5GB"; a larger model becomes
     model-00001-of-00003.safetensors, ... and model.safetensors.index.json, which comes last: without it there is no
     checkpoint. metadata: kept in the header of each file.
 
@@ -38,21 +38,17 @@ def write_checkpoint(
     for a name given twice, and for no tensors at all; then nothing is left behind.
     """
     target = output.target_of(path)
-    output.check_options(target, dtype, max_shard_size, metadata)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(mkdtemp(prefix=f".{target.stem}-", dir=target.parent))
-    try:
+    output.check_options(target, dtype, metadata)
+    most = output.shard_bytes(target, max_shard_size)
+    with output.folder_for(target), TemporaryDirectory(prefix=f".{target.stem}-", dir=target.parent) as name:
+        scratch = Path(name)
         stream = _stream(tensors, dtype, target, scratch / "spool")
         check_specs(stream.specs, target)
         metadata = {**getattr(stream, "metadata", {}), **(metadata or {})}
-        layout = output.plan(
-            target, scratch, stream.specs, dtype=dtype, max_shard_size=max_shard_size, metadata=metadata
-        )
+        layout = output.plan(target, scratch, stream.specs, dtype=dtype, max_shard_size=most, metadata=metadata)
         with one_thread():
             digests = [_write_shard(layout, shard, stream) for shard in layout.shards]
         return output.publish_files(layout, digests)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _stream(
