@@ -177,7 +177,7 @@ def _merge_faults(merge: Any, checkpoints: list[dict[str, Any]]) -> Iterator[str
         yield f"merge.method: {fault}"
         return
     for name, sentence in method.option_faults(options).items():
-        yield f"merge.{name}: {sentence}"
+        yield f"merge.{name}: {sentence}{_left_over(name, method)}"
     if merge.get("granularity") is not None and method.statistics is None:
         yield f"merge.granularity: '{method.name}' gathers no statistics, so it has no granularity; leave it out"
     if isinstance(by_pattern := merge.get("options_by_pattern"), dict):
@@ -192,6 +192,13 @@ def _merge_faults(merge: Any, checkpoints: list[dict[str, Any]]) -> Iterator[str
         for i, entry in enumerate(checkpoints):
             if entry.get("base") is None and str(entry.get("name")) not in bases:
                 yield f"checkpoints[{i}].base: is missing; '{method.name}' merges task vectors (model - base)"
+
+
+def _left_over(option: str, method: registry.Method) -> str:
+    """The end of a sentence about an option that only other methods have: how to change the method with its options."""
+    if option in method.options or not any(option in registry.get(name).options for name in registry.names()):
+        return ""
+    return f", which belongs to others; leave it out, or set all of merge: --set 'merge={{method: {method.name}}}'"
 
 
 def _evidence_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iterator[str]:

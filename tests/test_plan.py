@@ -54,6 +54,11 @@ def test_overrides_reach_every_depth():
     ("override", "fault"),
     [
         ("merge.keep_ration=0.2", "merge.keep_ration: method 'pcb' has no option 'keep_ration'; did you"),
+        (
+            "merge.method=ties",
+            "merge.variant: method 'ties' has no option 'variant', which belongs to others; leave it out, or set "
+            "all of merge: --set 'merge={method: ties}'",
+        ),
         ("merge.keep_ratio=1.5", "merge.keep_ratio: .*less than or equal to 1"),
         ("merge.granularity=layers", "merge.granularity: 'layers' is not one of .*; did you mean 'layer'"),
         (
