@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 INITIAL = "initial"
 """In place of the name of a base: what an adapter is before training, which needs no checkpoint."""
@@ -211,6 +211,14 @@ class Search(_Section):
     cache_gigabytes: float = Field(
         default=50.0, ge=0, description="larger weighted task vectors are not kept: each trial then merges the files"
     )
+
+    @field_validator("scales", "scale", mode="before")
+    @classmethod
+    def _keep_what_is_not_named(cls, given: Any, field: ValidationInfo) -> Any:
+        """A range of which one end is given has the other end of its default."""
+        if not isinstance(given, dict):
+            return given
+        return cls.model_fields[field.field_name or ""].default.model_dump() | given
 
 
 class Download(_Section):

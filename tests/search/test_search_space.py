@@ -40,6 +40,24 @@ def test_a_plan_without_the_section_has_nothing_of_it():
     assert plan_with().search == Search()
 
 
+@pytest.mark.parametrize(
+    ("override", "name", "expected"),
+    [
+        ("search.scales.high=1.5", "scales", (0.8, 1.5, 0.1)),
+        ("search.scales.low=0.5", "scales", (0.5, 1.3, 0.1)),
+        ("search.scale.step=0.2", "scale", (0.8, 2.2, 0.2)),
+    ],
+)
+def test_what_is_not_named_of_a_range_stays_as_it_is(override, name, expected):
+    span = getattr(plan_with(override).search, name)
+    assert (span.low, span.high, span.step) == expected
+
+
+def test_a_range_whose_one_end_passes_the_other_is_refused():
+    with pytest.raises(PlanError, match=r"search\.scales: low 1\.4 must be less than high 1\.3"):
+        plan_with("search.scales.low=1.4")
+
+
 def test_a_grid_reaches_both_ends_without_noise():
     assert Real(0.8, 1.3, 0.1).grid() == [0.8, 0.9, 1.0, 1.1, 1.2, 1.3]
     assert Real(0.8, 1.3, 0.2).grid() == [0.8, 1.0, 1.2]
