@@ -7,30 +7,28 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from flows.show_result import save_links, show
 from mergeline.errors import InputError
 
 if TYPE_CHECKING:
-    from prefect import Flow
-
     from mergeline.plan import Plan
     from tasks.recording import Outcome
 
 
-def run(flow: Flow[[Plan], Outcome]) -> int:
+def run(flow: Callable[[Plan], Outcome]) -> int:
     """Parse the command line, load the plan, run the flow, show what came out."""
     options = _parser().parse_args()
     try:
         from mergeline.plan_file import load_plan
-        from tasks.runners import run_on_chosen_workers
 
         plan = load_plan(options.params, options.set)
         if options.plan:
             return _show_plan(plan)
         quiet_prefect()
-        outcome = run_on_chosen_workers(flow, plan)
+        outcome = flow(plan)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

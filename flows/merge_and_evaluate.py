@@ -20,20 +20,22 @@ from tasks.job import Job
 from tasks.merging import (
     MergeInputs,
     given_up_where_at_fault,
-    has_coefficients,
+    has_statistics,
     merge_models,
     merge_range,
-    pcb_coefficients,
+    merge_statistics,
 )
 from tasks.normalization import measure_normalization, reset_normalization
 from tasks.permutations import choose_balance, solve_permutations
 from tasks.progress import Progress
 from tasks.publishing import Made, draw_comparison, publish_run
 from tasks.recording import Outcome, record_run
+from tasks.runners import on_chosen_workers
 from tasks.similarity import activation_similarity, weight_similarity
 from tasks.store import ArtifactRef, put_json
 
 
+@on_chosen_workers
 @flow(name="merge-and-evaluate", flow_run_name="{plan.name}")
 def merge_and_evaluate(plan: Plan) -> Outcome:
     """Download, align, balance, merge, evaluate, publish."""
@@ -70,15 +72,15 @@ def merge_and_evaluate(plan: Plan) -> Outcome:
 def merge_rows(
     job: Job, rows: dict[str, Row], merges: dict[str, MergeInputs], progress: Progress
 ) -> tuple[dict[str, ArtifactRef], dict[str, ArtifactRef]]:
-    """The coefficients of every merge that has some, and every merged model; large ones in ranges."""
+    """Every merged model, large ones in ranges; and the statistics of the methods that need some."""
     merges = measure_models(job, rows, merges, progress)
-    balances = {
-        name: pcb_coefficients.submit(**job.coefficients(rows[name], inputs))
+    gathered = {
+        name: merge_statistics.submit(**job.statistics(rows[name], inputs))
         for name, inputs in merges.items()
-        if has_coefficients(rows[name].merge)
+        if has_statistics(rows[name].merge)
     }
-    coefficients = progress.results("balance", balances)
-    calls = {name: job.merge(rows[name], inputs, coefficients.get(name)) for name, inputs in merges.items()}
+    statistics = progress.results("balance", gathered)
+    calls = {name: job.merge(rows[name], inputs, statistics.get(name)) for name, inputs in merges.items()}
     ranges = {
         f"{name} {part['number']}": merge_range.submit(**part)
         for name, call in calls.items()
@@ -86,7 +88,7 @@ def merge_rows(
     }
     with given_up_where_at_fault(calls.values()):
         progress.results("merge", ranges)
-    return progress.results("merge", {name: merge_models.submit(**call) for name, call in calls.items()}), coefficients
+    return progress.results("merge", {name: merge_models.submit(**call) for name, call in calls.items()}), statistics
 
 
 def measure_models(
@@ -139,7 +141,7 @@ def search_balance(
     merged, _ = merge_rows(job, rows, merges, progress)
     named = {row.name: merged[balance] for balance, row in rows.items()}
     evaluations = {
-        balance: evaluate.submit(**job.evaluation(row, checkpoints, named, job.search_domains))
+        balance: evaluate.submit(**job.evaluation(row, checkpoints, named, job.domains_on(search.split)))
         for balance, row in rows.items()
     }
     scores = job.search_scores(search, progress.results("search", evaluations))

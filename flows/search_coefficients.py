@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import traceback
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
@@ -14,57 +13,37 @@ from tqdm import tqdm
 
 from flows.command_line import quiet_prefect
 from flows.merge_and_evaluate import align_families
-from mergeline.comparison import result_row
 from mergeline.errors import InputError
 from mergeline.plan import Plan, Search
-from mergeline.report.result import RowScores
-from mergeline.search.space import Point, plan_at, search_space
+from mergeline.search.space import search_space
 from tasks.checkpoints import download_checkpoint
 from tasks.job import Job
-from tasks.merging import pcb_coefficients
 from tasks.progress import Progress
-from tasks.search import Ground, fits, open_study, trials_to_make, try_candidate, weigh_task_vectors, without_scales
+from tasks.runners import on_chosen_workers
+from tasks.search import Candidates, make_trial, open_study, trials_to_make
 from tasks.search_record import SearchOutcome, SearchRecord, publish_best
 
 
+@on_chosen_workers
 @flow(name="search-coefficients", flow_run_name="{plan.name}")
 def search_coefficients(plan: Plan, folder: Path) -> SearchOutcome:
     """Measure the plan, try other coefficients in its place, record every trial, write the best into the folder."""
     search = plan.search or Search()
     space, job, progress = search_space(plan, search), Job(plan), Progress()
-    measuring = job.measuring(job.domains_on(search.split))
     sources = {spec.name: download_checkpoint.submit(**job.source(spec)) for spec in plan.checkpoints}
     checkpoints = progress.results("download", sources)
-
-    @cache
-    def ground(balance: float | None, keep_ratio: float | None) -> Ground:
-        chosen = {"balance": balance, "keep_ratio": keep_ratio}
-        there = plan_at(plan, {name: value for name, value in chosen.items() if value is not None})
-        row = result_row(there)
-        alignment = align_families(job, there.align, checkpoints, progress) if there.align and row.aligned else None
-        inputs = job.merge_inputs(row, checkpoints, alignment)
-        coefficients = pcb_coefficients(**job.coefficients(row, inputs))
-        kept = fits(inputs, search.cache_gigabytes)
-        weighted = weigh_task_vectors(inputs, coefficients, without_scales(there.merge)) if kept else None
-        return Ground(inputs=inputs, coefficients=coefficients, weighted=weighted)
-
-    def scores_at(point: Point) -> RowScores:
-        shared = ground(point.get("balance"), point.get("keep_ratio"))
-        return try_candidate(shared, plan_at(plan, point).merge, **measuring)
-
-    own = scores_at({})
-    identity = {"ground": ground(None, None), "merge": plan.merge, "align": plan.align} | measuring
-    with open_study(plan, search, space, identity) as study:
+    align = partial(align_families, job, checkpoints=checkpoints, progress=progress)
+    candidates = Candidates(job, search, checkpoints, align)
+    own = candidates.scores({})
+    with open_study(plan, search, space, candidates.identity) as study:
         record = SearchRecord(plan, search, study)
         known, wanted = len(study.trials), trials_to_make(search, space)
         for _ in tqdm(range(known, wanted), initial=known, total=wanted, desc="trials", unit="trial", disable=None):
-            proposal = study.propose()
-            scores = scores_at(proposal.point)
-            value = getattr(scores, search.metric).value
-            record.add(study.add(proposal, value, {"scores": scores.model_dump(mode="json")}))
-        outcome = publish_best(plan, search, study.trials[:wanted], own, folder)
-        record.finish(study.trials[:wanted], outcome)
-    return outcome.model_copy(update={"trials_before": known, "mlflow_run": record.run})
+            record.add(make_trial(study, candidates))
+        trials = study.trials[:wanted]
+        outcome = publish_best(plan, search, trials, own, folder, known=known)
+        record.finish(trials, outcome)
+    return outcome.model_copy(update={"mlflow_run": record.run})
 
 
 def main() -> int:
@@ -93,7 +72,7 @@ def main() -> int:
 
 
 def show(outcome: SearchOutcome, options: argparse.Namespace) -> None:
-    """The table, where the best coefficients are, and the command that merges with them."""
+    """The table, and what to do with the best coefficients."""
     from rich.console import Console
 
     from mergeline.report.table import header, terminal_table
@@ -101,10 +80,7 @@ def show(outcome: SearchOutcome, options: argparse.Namespace) -> None:
     width = None if sys.stdout.isatty() else 90 + 12 * len(header(outcome.comparison))
     console = Console(width=width, highlight=False)
     console.print(terminal_table(outcome.comparison))
-    given = [argument for override in options.set for argument in ("--set", override)]
-    chosen = [argument for setting in outcome.settings for argument in ("--set", setting)]
-    command = ["python", "-m", "flows.merge_and_evaluate", "--params", options.params, *given, *chosen]
-    for line in (outcome.summary, f"the best coefficients: {outcome.file}; to merge with them:", shlex.join(command)):
+    for line in outcome.advice(options.params, options.set):
         console.print(f"  {line}", soft_wrap=True, markup=False)
 
 

@@ -27,9 +27,7 @@ class Job:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._specified = specify(plan.architecture) if plan.architecture else None
-        self.domains = self._domains()
-        search = plan.align.balance_search if plan.align else None
-        self.search_domains = self._domains(search.split) if search else []
+        self.domains = self.domains_on()
 
     @property
     def architecture(self) -> ArchitectureSpec:
@@ -136,8 +134,8 @@ class Job:
             return []
         return [call | {"number": number, "count": count} for number in range(count)]
 
-    def coefficients(self, row: Row, inputs: MergeInputs) -> dict[str, Any]:
-        """Arguments of the coefficients of a row: of the method's options only those that they depend on."""
+    def statistics(self, row: Row, inputs: MergeInputs) -> dict[str, Any]:
+        """Arguments of the statistics of a row: of the method's options only those that they depend on."""
         from mergeline.merging.registry import get
 
         read = get(row.merge.method).statistics_options
@@ -225,11 +223,7 @@ class Job:
         """What a search for the balance goes by."""
         return {balance: getattr(row, search.metric).value for balance, row in rows.items()}
 
-    def domains_on(self, split: str) -> list[Domain]:
-        """The domains of the tasks, measured on another split than their own."""
-        return self._domains(split)
-
-    def _domains(self, split: str | None = None) -> list[Domain]:
+    def domains_on(self, split: str | None = None) -> list[Domain]:
         """The tasks by the slice of data that they look at, in the order of the plan; `split` in place of their own."""
         plan = self.plan
         slices: dict[str, list[Task]] = {}

@@ -1,4 +1,4 @@
-"""Stages: the coefficients of a merge (what its method must know of the whole models), and the merge itself.
+"""Stages: the statistics of a merge (what its method must know of the whole models), and the merge itself.
 
 A large merge is shared out: `merge_range` computes one range of its entries, wherever there is a free worker, into a
 draft that all of them see; `merge_models` then has only to give the draft its name.
@@ -96,7 +96,7 @@ class MergeInputs(BaseModel):
         return (self.models[0], None) if smallest is None else (refs[smallest[0]], smallest[1])
 
 
-def has_coefficients(merge: Merge) -> bool:
+def has_statistics(merge: Merge) -> bool:
     """Whether the method must know something of the whole models before it merges them."""
     from mergeline.merging.registry import get
 
@@ -118,9 +118,9 @@ def evidence_of(merge: Merge) -> str | None:
     return get(merge.method).evidence
 
 
-@stage("pcb-coefficients")
-def pcb_coefficients(inputs: MergeInputs, method: str, options: dict[str, Any]) -> ArtifactRef:
-    """Clip bounds, threshold and largest score of every task vector: what turns any chunk into its coefficients."""
+@stage("merge-statistics")
+def merge_statistics(inputs: MergeInputs, method: str, options: dict[str, Any]) -> ArtifactRef:
+    """What the method must know of the whole models: of PCB-Merging what turns any chunk into its coefficients."""
     from mergeline.merging.engine import method_statistics
 
     models, bases = inputs.open()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import wraps
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from prefect import Flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -17,17 +19,21 @@ from mergeline.errors import InputError
 if TYPE_CHECKING:
     from mergeline.plan import Plan
 
+P = ParamSpec("P")
 R = TypeVar("R")
 PACKAGES = {"dask": ("prefect_dask", "distributed"), "ray": ("prefect_ray", "ray")}
 
 
-def run_on_chosen_workers(flow: Flow[[Plan], R], plan: Plan) -> R:
-    """Run the flow of a plan on the runner that the plan names. InputError where its packages are not installed."""
-    chosen = flow.with_options(task_runner=task_runner(plan.runner, plan.workers))
-    if plan.runner == "threads":
-        return chosen(plan)
-    with _one_server():
-        return chosen(plan)
+def on_chosen_workers(flow: Flow[Concatenate[Plan, P], R]) -> Callable[Concatenate[Plan, P], R]:
+    """Let a flow run on what its plan names (`runner`, `workers`). InputError where its packages are not installed."""
+
+    @wraps(flow.fn)
+    def run(plan: Plan, *args: P.args, **kwargs: P.kwargs) -> R:
+        chosen = flow.with_options(task_runner=task_runner(plan.runner, plan.workers))
+        with nullcontext() if plan.runner == "threads" else _one_server():
+            return chosen(plan, *args, **kwargs)
+
+    return run
 
 
 def task_runner(runner: str, workers: int | None) -> TaskRunner[Any]:
@@ -48,9 +54,10 @@ def task_runner(runner: str, workers: int | None) -> TaskRunner[Any]:
     if runner == "ray":
         from prefect_ray import RayTaskRunner  # type: ignore[import-untyped]
 
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}  # what it says of its start, too
         if address := os.environ.get("RAY_ADDRESS"):
-            return RayTaskRunner(address=address)
-        return RayTaskRunner(init_kwargs={"num_cpus": count, "include_dashboard": False, "log_to_driver": False})
+            return RayTaskRunner(address=address, init_kwargs=quiet)
+        return RayTaskRunner(init_kwargs={"num_cpus": count, "include_dashboard": False} | quiet)
     return ThreadPoolTaskRunner(max_workers=workers) if workers else ThreadPoolTaskRunner()
 
 

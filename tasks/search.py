@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mergeline.plan import Merge, Plan, Search
+from mergeline.comparison import result_row
+from mergeline.plan import Align, Merge, Plan, Search
 from mergeline.report.result import RowScores
+from mergeline.search.space import Point, Space, own_point, plan_at
 from tasks._env import state_directory
 from tasks.architecture import ArchitectureSpec
 from tasks.code_version import code_version
 from tasks.evaluation import Domain, measure
 from tasks.locks import exclusive
-from tasks.merging import MergeInputs, merged_tensors
+from tasks.merging import MergeInputs, merge_statistics, merged_tensors
 from tasks.policy import canonical, stage
 from tasks.store import ArtifactRef, put_file, read_json
 
 if TYPE_CHECKING:
-    from mergeline.search.space import Space
-    from mergeline.search.study import Study
+    from mergeline.search.study import Study, Trial
+    from tasks.job import Job
 
 
 class Ground(BaseModel):
@@ -99,6 +101,58 @@ def try_candidate(
     return measure([module], domains, classes, calibration_batch, batch_size, name="candidate", label="candidate")
 
 
+class Candidates:
+    """Merges and measures at the points of a search, on the workers of the flow.
+
+    align: finds an alignment of the checkpoints with these options.
+    """
+
+    def __init__(
+        self, job: Job, search: Search, checkpoints: dict[str, ArtifactRef], align: Callable[[Align], ArtifactRef]
+    ) -> None:
+        self.metric = search.metric
+        self._job, self._search, self._checkpoints, self._align = job, search, checkpoints, align
+        self._measuring = job.measuring(job.domains_on(search.split))
+        self._grounds: dict[tuple[tuple[str, float], ...], Ground] = {}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the plan itself comes to, and what measures it."""
+        plan = self._job.plan
+        return {"ground": self._ground({}), "merge": plan.merge, "align": plan.align} | self._measuring
+
+    def scores(self, point: Point) -> RowScores:
+        """What a point is worth; {} stands for the plan itself."""
+        merge = plan_at(self._job.plan, point).merge
+        return try_candidate.submit(self._ground(point), merge, **self._measuring).result()
+
+    def _ground(self, point: Point) -> Ground:
+        """That of a point: made when the first candidate of its keep ratio and balance needs it."""
+        chosen: Point = {name: point[name] for name in ("balance", "keep_ratio") if name in point}
+        key = tuple(chosen.items())
+        if key not in self._grounds:
+            self._grounds[key] = self._lay_ground(plan_at(self._job.plan, chosen))
+        return self._grounds[key]
+
+    def _lay_ground(self, plan: Plan) -> Ground:
+        row = result_row(plan)
+        alignment = self._align(plan.align) if plan.align and row.aligned else None
+        inputs = self._job.merge_inputs(row, self._checkpoints, alignment)
+        coefficients = merge_statistics.submit(**self._job.statistics(row, inputs)).result()
+        weighted = None
+        if fits(inputs, self._search.cache_gigabytes):
+            weighted = weigh_task_vectors.submit(inputs, coefficients, without_scales(plan.merge)).result()
+        return Ground(inputs=inputs, coefficients=coefficients, weighted=weighted)
+
+
+def make_trial(study: Study, candidates: Candidates) -> Trial:
+    """Try what the study proposes next; it is in the study when it is done."""
+    proposal = study.propose()
+    scores = candidates.scores(proposal.point)
+    value = getattr(scores, candidates.metric).value
+    return study.add(proposal, value, {"scores": scores.model_dump(mode="json")})
+
+
 def trials_to_make(search: Search, space: Space) -> int:
     """How many trials there will be in all: a grid has no more than its points."""
     if search.method != "grid":
@@ -116,7 +170,6 @@ def open_study(plan: Plan, search: Search, space: Space, own: dict[str, Any]) ->
     number of trials, and the code that measures a candidate it is the identity of the study: where any of them changes,
     a new one begins.
     """
-    from mergeline.search.space import own_point
     from mergeline.search.study import Study
 
     fixed = search.model_dump(mode="json", exclude={"trials"}) | {"own": canonical(own)}

@@ -5,7 +5,8 @@ What is missing there (a process was killed between a trial and its record, a se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,10 @@ class SearchRecord:
 
 
 class SearchOutcome(BaseModel):
-    """What a search comes to. settings: the best point as arguments of `--set`; file: the same as YAML."""
+    """What a search comes to. settings: the best point as arguments of `--set`; file: the same as YAML.
+
+    trials_before: how many of the trials had been made by an earlier search.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -95,14 +99,41 @@ class SearchOutcome(BaseModel):
     @property
     def summary(self) -> str:
         """One sentence."""
-        made = f"{self.trials} trials" + (f", {self.trials_before} of them made before" if self.trials_before else "")
-        if self.value <= self.plan_value:
-            return f"{made}; none is better than the plan itself ({100 * self.plan_value:.2f} %)"
-        return f"{made}; trial {self.number} is best: {100 * self.value:.2f} %, the plan {100 * self.plan_value:.2f} %"
+        if not self.improves:
+            return f"{self._made}; none is better than the plan itself ({100 * self.plan_value:.2f} %)"
+        best = f"trial {self.number} is best: {100 * self.value:.2f} %"
+        return f"{self._made}; {best}, the plan {100 * self.plan_value:.2f} %"
+
+    @property
+    def improves(self) -> bool:
+        """Whether the best trial is better than the plan itself."""
+        return self.value > self.plan_value
+
+    def advice(self, params: str, overrides: Sequence[str]) -> list[str]:
+        """The summary, and what to do now, in lines; params, overrides: the plan that was searched."""
+        if not self.improves:
+            return [self.summary, f"keep the plan as it is; the best of the trials lies in {self.file}"]
+        chosen = [argument for setting in (*overrides, *self.settings) for argument in ("--set", setting)]
+        command = shlex.join(["python", "-m", "flows.merge_and_evaluate", "--params", params, *chosen])
+        return [self.summary, f"the best coefficients: {self.file}; to merge with them:", command]
+
+    @property
+    def _made(self) -> str:
+        made = f"{self.trials} trial" if self.trials == 1 else f"{self.trials} trials"
+        if not self.trials_before:
+            return made
+        if self.trials_before < self.trials:
+            return f"{made}, {self.trials_before} of them made before"
+        return f"{made}, made before" if self.trials == 1 else f"{made}, all made before"
 
 
-def publish_best(plan: Plan, search: Search, trials: list[Trial], own: RowScores, folder: Path) -> SearchOutcome:
-    """Write the best coefficients as sections of a plan; the table has the plan, the runners-up and the best."""
+def publish_best(
+    plan: Plan, search: Search, trials: list[Trial], own: RowScores, folder: Path, *, known: int = 0
+) -> SearchOutcome:
+    """Write the best coefficients as sections of a plan; the table has the plan, the runners-up and the best.
+
+    known: how many trials there were before this search.
+    """
     best = best_of(trials)
     plan_value = getattr(own, search.metric).value
     file = folder / f"{plan.name}.yaml"
@@ -111,6 +142,8 @@ def publish_best(plan: Plan, search: Search, trials: list[Trial], own: RowScores
         f"# Trial {best.number} of {len(trials)} of {plan.name}, by {search.method} over {', '.join(search.over)}.\n"
         f"# Accuracy ({search.metric}) on '{search.split}': {best.value:.4f}; the plan itself: {plan_value:.4f}.\n"
     )
+    if best.value <= plan_value:
+        about += "# None of the trials is better than the plan itself: there is nothing to gain from these values.\n"
     file.write_text(about + yaml.safe_dump(overlay(plan, best.point), sort_keys=False))
     others = sorted((trial for trial in trials if trial.point != best.point), key=lambda trial: -trial.value)
     runners_up = list({repr(trial.point): trial for trial in reversed(others)}.values())[-RUNNERS_UP:]
@@ -124,6 +157,7 @@ def publish_best(plan: Plan, search: Search, trials: list[Trial], own: RowScores
         settings=settings(plan, best.point),
         file=file,
         trials=len(trials),
+        trials_before=min(known, len(trials)),
     )
 
 

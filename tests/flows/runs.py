@@ -2,7 +2,6 @@
 
 from flows.merge_and_evaluate import merge_and_evaluate
 from mergeline.plan_file import load_plan
-from tasks.runners import run_on_chosen_workers
 
 
 def plan_for(output, *overrides, path="params.yaml"):
@@ -10,7 +9,7 @@ def plan_for(output, *overrides, path="params.yaml"):
 
 
 def run(plan):
-    return run_on_chosen_workers(merge_and_evaluate, plan)
+    return merge_and_evaluate(plan)
 
 
 def all_task_runs(flow_run):

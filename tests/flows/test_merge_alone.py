@@ -65,7 +65,7 @@ def test_language_models_become_a_folder_that_from_pretrained_opens(language_mod
     merge = {"method": "ties", "keep_ratio": 0.3, "max_shard_size": "50KB", "out_dtype": "float32"}
     path = write_plan(tmp_path, checkpoints, merge)
     outcome = run(plan_for(project / "llm", path=path))
-    assert sorted(set(stage_names(outcome))) == sorted([*STAGES, "pcb-coefficients"])
+    assert sorted(set(stage_names(outcome))) == sorted([*STAGES, "merge-statistics"])
     assert outcome.comparison.rows == []
 
     output = project / "llm"

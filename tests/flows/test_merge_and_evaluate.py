@@ -16,7 +16,7 @@ from tests.flows.runs import all_task_runs, computed, plan_for, published
 
 STAGES = {
     *("download-checkpoint", "prove-symmetry", "represent-family", "collect-activations", "activation-similarity"),
-    *("weight-similarity", "solve-permutations", "pcb-coefficients", "merge", "evaluate", "reset-normalization"),
+    *("weight-similarity", "solve-permutations", "merge-statistics", "merge", "evaluate", "reset-normalization"),
     *("measure-normalization", "draw-chart", "publish", "track"),
 }
 

@@ -1,10 +1,13 @@
 """A merge in ranges, on threads, on a Dask cluster and on Ray: the same bytes."""
 
+import logging
 from pathlib import Path
 
 import pytest
 import yaml
 
+from flows.merge_and_evaluate import merge_and_evaluate
+from flows.search_coefficients import search_coefficients
 from mergeline.errors import InputError
 from tasks.runners import task_runner
 from tasks.store import store_directory
@@ -59,6 +62,8 @@ def test_ranges_give_the_same_bytes(whole, plan_file, alone, runner):
     if runner == "ray":
         pytest.importorskip("prefect_ray", reason="pip install 'mergeline[ray]'")
     check_ranges(plan_file, alone, whole, runner)
+    if runner == "ray":  # no lines of its own on the terminal
+        assert not logging.getLogger("ray").isEnabledFor(logging.WARNING)
 
 
 DYING = """
@@ -116,3 +121,11 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("tasks.runners.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"runner: dask needs the package prefect_dask: pip install 'mergeline\[dask"):
         task_runner("dask", 2)
+
+
+def test_calling_a_flow_asks_for_the_workers_of_its_plan(plan_file, alone, monkeypatch):
+    monkeypatch.setattr("tasks.runners.find_spec", lambda name: None)
+    plan = plan_for(alone / "out", "runner=ray", path=plan_file)
+    for start in (lambda: merge_and_evaluate(plan), lambda: search_coefficients(plan, alone)):
+        with pytest.raises(InputError, match="runner: ray needs the package prefect_ray"):
+            start()
