@@ -59,16 +59,19 @@ def _show_plan(plan: Plan) -> int:
     from mergeline.comparison import aligns, comparison_rows
     from mergeline.preflight.inspect import inspect_plan
     from mergeline.report.preflight import show_preflight
+    from tasks.publishing import published_beside
     from tasks.store import held
 
-    print(f"{plan.name}: {len(plan.task_models)} task models, {len(plan.bases)} bases, {len(plan.tasks)} tasks")
+    counts = (("task model", plan.task_models), ("base", plan.bases), ("task", plan.tasks))
+    print(f"{plan.name}: " + ", ".join(f"{len(found)} {noun}{'s' * (len(found) != 1)}" for noun, found in counts))
     if aligns(plan) and plan.align:
         print(f"align {', '.join(plan.families[1:])} to {plan.families[0]} in {plan.align.space} space")
     options = plan.merge.options | ({"granularity": plan.merge.granularity} if plan.merge.granularity else {})
     print(f"merge by {plan.merge.method} {options or ''}, publish into {plan.output}")
     for row in comparison_rows(plan) if plan.tasks else ():
         print(f"  {row.label:<48} {row.kind} of {', '.join(row.members)}")
-    found = inspect_plan(plan, held=held)
+    measured = bool(plan.tasks)
+    found = inspect_plan(plan, held=held, beside=published_beside(normalization=measured, chart=measured))
     show_preflight(found, Console(width=None if sys.stdout.isatty() else 140, highlight=False))
     for fault in found.faults:
         print(fault, file=sys.stderr)

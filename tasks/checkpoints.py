@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergeline.checkpoints.files import checkpoint_files, digest_of_files, is_index
+from mergeline.checkpoints.files import checkpoint_files, digest_of_files, is_index, shard_size
 from tasks.locks import exclusive
 from tasks.policy import stage
 from tasks.store import ArtifactRef, digest, put_directory, put_file, store_directory, take_file
@@ -114,10 +114,3 @@ def put_checkpoint(
             carry_companions(like.path, folder, dtype=dtype, vocabulary=vocabulary)
 
     return put_directory(fill, "checkpoint", name=name)
-
-
-def shard_size(file: str, max_shard_size: int | None) -> int | None:
-    """The most bytes of a file of that name: PEFT reads an adapter from one file only."""
-    from mergeline.checkpoints.files import ADAPTER_WEIGHTS
-
-    return None if file in ADAPTER_WEIGHTS else max_shard_size

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from mergeline.errors import InputError
 from mergeline.plan import Merge
 from tasks._env import use_one_thread
-from tasks.checkpoints import open_artifacts, put_checkpoint, shard_size
+from tasks.checkpoints import open_artifacts, put_checkpoint
 from tasks.locks import exclusive
 from tasks.policy import stage, stage_key, worth_a_retry
 from tasks.store import ArtifactRef, put_json, read_json, store_directory
@@ -201,7 +201,7 @@ def merged_tensors(inputs: MergeInputs, coefficients: ArtifactRef | None, merge:
 def _write_range(
     number: int, count: int, name: str, inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge
 ) -> None:
-    from mergeline.checkpoints.files import output_name
+    from mergeline.checkpoints.files import output_name, shard_size
     from mergeline.merging.work import split, write_part
 
     tensors = merged_tensors(inputs, coefficients, merge)

@@ -75,9 +75,14 @@ def publish_run(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactR
 
 def published_files(output: Path, made: Made, comparison: Comparison) -> list[Path]:
     """What `publish_run` writes, and nothing else that may lie in the folder."""
-    names = [*file_digests(made.model, MODEL), "alignment", "coefficients"]
-    names += ["normalization"] * bool(made.normalization) + [CHART] * bool(comparison.rows)
-    return [output / name for name in [*names, "comparison.json", "metrics.json", "lineage.json", "report.md"]]
+    beside = published_beside(normalization=bool(made.normalization), chart=bool(comparison.rows))
+    return [output / name for name in [*file_digests(made.model, MODEL), *beside]]
+
+
+def published_beside(*, normalization: bool, chart: bool) -> list[str]:
+    """What is published beside the files of the model, folders with a slash at the end."""
+    names = ["alignment/", "coefficients/"] + ["normalization/"] * normalization + [CHART] * chart
+    return [*names, "comparison.json", "metrics.json", "lineage.json", "report.md"]
 
 
 def _remove_older(output: Path, keep: list[str]) -> None:

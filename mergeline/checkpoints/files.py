@@ -81,6 +81,11 @@ def output_name(source: Path) -> str:
     return ADAPTER_WEIGHTS[0] if set(ADAPTER_WEIGHTS) & set(names) else "model.safetensors"
 
 
+def shard_size(file: str, max_shard_size: int | None) -> int | None:
+    """The most bytes of a file of that name: PEFT reads an adapter from one file only."""
+    return None if file in ADAPTER_WEIGHTS else max_shard_size
+
+
 def companions(names: Iterable[str]) -> list[str]:
     """Those of the names that go along with weights, sorted."""
     return sorted(name for name in names if _matches(name, COMPANIONS))

@@ -94,12 +94,20 @@ def carry_companions(
         for name in names:
             draft = Path(scratch) / name
             if name == "config.json":
-                config = _adapted(read_config(folder / name), dtype, vocabulary)
-                draft.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+                draft.write_text(_config_text(folder / name, dtype, vocabulary))
             else:
                 shutil.copyfile(folder / name, draft)
             publish(draft, target / name)
     return names
+
+
+def companion_sizes(folder: Path, *, dtype: str | None = None, vocabulary: int | None = None) -> dict[str, int]:
+    """Name -> bytes of the files that `carry_companions` would write; nothing is written. InputError as there."""
+    names = companions(path.name for path in folder.iterdir() if path.is_file())
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    if "config.json" in sizes:
+        sizes["config.json"] = len(_config_text(folder / "config.json", dtype, vocabulary).encode())
+    return sizes
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -113,6 +121,10 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{path}: holds a {type(config).__name__}, not the fields of a config; download it again")
     return config
+
+
+def _config_text(path: Path, dtype: torch.dtype | str | None, vocabulary: int | None) -> str:
+    return json.dumps(_adapted(read_config(path), dtype, vocabulary), indent=2, ensure_ascii=False) + "\n"
 
 
 def _adapted(config: dict[str, Any], dtype: torch.dtype | str | None, vocabulary: int | None) -> dict[str, Any]:

@@ -278,15 +278,24 @@ def check_options(target: Path, dtype: torch.dtype | None, metadata: Mapping[str
             raise InputError(f"{target}: metadata {key!r} is not a string to a string; safetensors keeps strings only")
 
 
-def file_sizes(path: str | Path, specs: Mapping[str, Spec], max_shard_size: int | None = None) -> dict[str, int]:
-    """Name -> bytes of the files of weights that a checkpoint would have; nothing is written."""
+def file_sizes(
+    path: str | Path,
+    specs: Mapping[str, Spec],
+    max_shard_size: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> dict[str, int]:
+    """Name -> bytes of the files that a checkpoint would have, the index of shards last; nothing is written."""
     target, batches = target_of(path), _batches(specs, max_shard_size)
-    sizes = []
-    for names in batches:
-        batch = {name: specs[name] for name in names}
-        sizes.append(len(encode_header(batch, {"format": "pt"})[0]) + sum(map(nbytes, batch.values())))
-    names = [target.name] if len(sizes) == 1 else _shard_names(target, len(sizes))
-    return dict(zip(names, sizes, strict=True))
+    names = [target.name] if len(batches) == 1 else _shard_names(target, len(batches))
+    sizes = {}
+    for name, tensors in zip(names, batches, strict=True):
+        batch = {tensor: specs[tensor] for tensor in tensors}
+        header, _ = encode_header(batch, {"format": "pt"} | dict(metadata or {}))
+        sizes[name] = len(header) + sum(map(nbytes, batch.values()))
+    if len(names) > 1:
+        text = _index_text(dict(zip(names, batches, strict=True)), specs)
+        sizes[target.stem + INDEX] = len(text.encode())
+    return sizes
 
 
 def _shard_names(target: Path, count: int) -> list[str]:
@@ -325,7 +334,7 @@ def _publish_shards(layout: Layout, digests: list[str]) -> dict[str, str]:
     index = target.with_name(target.stem + INDEX)
     named = dict(zip(_shard_names(target, len(layout.shards)), layout.shards, strict=True))
     draft = layout.scratch / "index"
-    draft.write_text(_index_text(named, layout.specs))
+    draft.write_text(_index_text({name: shard.places for name, shard in named.items()}, layout.specs))
     index.unlink(missing_ok=True)  # an old index over new shards would be a checkpoint that nobody wrote
     try:
         for name, shard in named.items():
@@ -338,8 +347,9 @@ def _publish_shards(layout: Layout, digests: list[str]) -> dict[str, str]:
     return dict(zip(named, digests, strict=True)) | {index.name: atomic.sha256_of(index)}
 
 
-def _index_text(named: Mapping[str, Shard], specs: Mapping[str, Spec]) -> str:
-    places = {tensor: name for name, shard in named.items() for tensor in shard.places}
+def _index_text(named: Mapping[str, Iterable[str]], specs: Mapping[str, Spec]) -> str:
+    """named: file name -> names of its tensors."""
+    places = {tensor: name for name, tensors in named.items() for tensor in tensors}
     index = {"metadata": {"total_size": sum(map(nbytes, specs.values()))}, "weight_map": dict(sorted(places.items()))}
     return json.dumps(index, indent=2, ensure_ascii=False) + "\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from mergeline.errors import InputError, nearest
 from mergeline.mergekit.document import Located, NoEquivalentError, read_document
 from mergeline.mergekit.layout import Layout, Model, layer_count, read_layout, read_model
 from mergeline.mergekit.methods import TRANSLATIONS, Translation
-from mergeline.mergekit.names import Names, names_like, names_of
+from mergeline.mergekit.names import Names, names_of, names_of_llama
 from mergeline.mergekit.patterns import as_patterns
 from mergeline.mergekit.settings import Parameters, Slice, Value, filters, gradients, lookup
 from mergeline.plan_checks import RESERVED
@@ -23,6 +24,7 @@ KNOWN = (
     *("tokenizer_source", "tokenizer", "chat_template"),
 )
 DTYPES = ("float32", "float16", "bfloat16")
+MOST_LAYERS = 128  # that names are supposed for, where a filter has a number and nothing else speaks of layers
 IGNORED = ("int8_mask",)  # how mergekit keeps its masks; it changes no number
 
 
@@ -73,15 +75,22 @@ class _Import:
 
     def run(self) -> Imported:
         self._check_keys()
-        method = self._method()
-        base = read_model(self.entries["base_model"]) if self.entries.get("base_model", _NONE).value else None
-        layout = read_layout(self.entries, base)
+        method = base = layout = None
+        named = self.entries.get("base_model", _NONE)
+        with self._collected():
+            method = self._method()
+        with self._collected():
+            base = read_model(named) if named.value else None
+        with self._collected():
+            layout = read_layout(self.entries, base) if "modules" not in self.entries else None
         dtype = self._dtype()
-        self._tokenizer(base or layout.models[0])
-        if method is None:
+        self._tokenizer(base or (layout.models[0] if layout else None))
+        if method is None or layout is None or (named.value and base is None):
             raise self._refusal()
         models, order = self._task_models(method, layout, base)
-        merge = self._merge(method, layout, models, order)
+        merge: dict[str, Any] = {}
+        with self._collected():
+            merge = self._merge(method, layout, models, order)
         if self.faults:
             raise self._refusal()
         plan: dict[str, Any] = {"name": self.name, "output": self.output or f"data/merged_{self.name}"}
@@ -89,18 +98,25 @@ class _Import:
         if method.base != "base":
             plan["align"] = None  # mergekit merges models as they are
         merge |= ({"out_dtype": dtype} if dtype else {}) | {"vocabulary": "common"}
-        line = self.entries["merge_method"].line
         for note in method.notes:
-            self._note(line, note)
+            self.note(self.entries["merge_method"].line, note)
         return Imported(plan | {"merge": merge}, tuple(sorted(self.notes)), self.source)
 
     def _refusal(self) -> InputError:
         return InputError("\n".join(f"{self.source}:{line}: {sentence}" for line, sentence in sorted(self.faults)))
 
+    @contextmanager
+    def _collected(self) -> Iterator[None]:
+        """What stops one part of the reading is a fault among others."""
+        try:
+            yield
+        except NoEquivalentError as fault:
+            self._fault(fault.line, fault.sentence)
+
     def _fault(self, line: int, sentence: str) -> None:
         self.faults[line, sentence] = None
 
-    def _note(self, line: int, sentence: str) -> None:
+    def note(self, line: int, sentence: str) -> None:
         self.notes[line, sentence] = None
 
     def _check_keys(self) -> None:
@@ -127,13 +143,14 @@ class _Import:
                 self._fault(given.line, f"dtype '{given.value}' is not one of {', '.join(DTYPES)}")
         chosen = next((given for given in (written, computed) if given is not None and given.value), None)
         if computed is not None and str(computed.value) not in ("float32", "None"):
-            self.notes[
-                computed.line, f"computed in float32 and rounded once; mergekit computes in {computed.value}"
-            ] = None
+            self.note(computed.line, f"computed in float32 and rounded once; mergekit computes in {computed.value}")
         return str(chosen.value).removeprefix("torch.") if chosen else None
 
-    def _tokenizer(self, base: Model) -> None:
-        """Tokens are matched by their number, not by their text: what that cannot do is refused."""
+    def _tokenizer(self, base: Model | None) -> None:
+        """Tokens are matched by their number, not by their text: what that cannot do is refused.
+
+        base: whose tokenizer the result gets; None where the models could not be read.
+        """
         given = self.entries.get("tokenizer_source")
         if "tokenizer" in self.entries:
             entries = self.entries["tokenizer"].entries("tokenizer")
@@ -144,7 +161,7 @@ class _Import:
                 )
         if given is not None and given.value is not None:
             wanted = str(given.value).removeprefix("model:")
-            if wanted not in ("base", base.text):
+            if wanted == "union" or (base and wanted not in ("base", base.text)):
                 self._fault(
                     given.line,
                     f"tokenizer_source '{given.value}' has no equivalent: tokens are matched by their number. Where "
@@ -153,10 +170,10 @@ class _Import:
             note = (
                 "tokens are matched by their number: right where the tokenizers agree but for tokens added at the end"
             )
-            self.notes[given.line, note] = None
+            self.note(given.line, note)
         if self.entries.get("chat_template", _NONE).value is not None:
             said = "chat_template is not carried over: tokenizer files are copied as they are"
-            self._note(self.entries["chat_template"].line, said)
+            self.note(self.entries["chat_template"].line, said)
 
     def _task_models(self, method: Translation, layout: Layout, base: Model | None) -> tuple[list[Model], list[int]]:
         """The models to merge, in our order, and the place of each among those of the configuration."""
@@ -195,21 +212,23 @@ class _Import:
             for key, entry in level.items()
             if self._is_used(key, entry, method)
         ]
-        words = list(dict.fromkeys(text for _, entry in used for text in filters(entry)))
+        found = {text: line for _, entry in used for text, line in filters(entry)}
+        words = list(found)
         names, layers = self._names(layout, models, [entry for _, entry in used], words)
+        if not names.real:
+            self._refuse_unknown_filters(names, found)
         wanted = {}
         for name in names.all:
             part, t = _place(layout.slices, layers, names, name)
             try:
-                wanted[name] = method.options(_OfTensor(self.entries, part, shared, order, name, t, models))
+                wanted[name] = method.options(_OfTensor(self, part, shared, order, name, t, models))
             except NoEquivalentError as fault:
                 self._fault(fault.line, fault.sentence)
         if self.faults or not wanted:
             return {}
         options, by_pattern = as_patterns(wanted, names, words)
         if not names.real and (words or by_pattern):
-            line = used[0][1].line
-            self._note(line, "no model is on this machine: patterns suppose names such as model.layers.0.mlp")
+            self.note(used[0][1].line, "no model is on this machine: patterns suppose the names of a Llama")
         plain = {key: _tidy(value) for key, value in options.items()}
         patterns = {
             pattern: {key: _tidy(value) for key, value in found.items()} for pattern, found in by_pattern.items()
@@ -221,7 +240,7 @@ class _Import:
             return True
         name = self.entries["merge_method"].value
         said = "ignored: it changes no number" if key in IGNORED else f"ignored: '{key}' is no parameter of {name}"
-        self._note(entry.line, said if key in IGNORED else f"{said}{nearest(key, method.read)}")
+        self.note(entry.line, said if key in IGNORED else f"{said}{nearest(key, method.read)}")
         return False
 
     def _names(
@@ -239,7 +258,7 @@ class _Import:
             note = (
                 f"supposed that the models have {stated} layers, so that all are merged; they are not on this machine"
             )
-            self.notes[layout.lines[-1], note] = None
+            self.note(layout.lines[-1], note)
         steep = next((list_ for entry in used for list_ in gradients(entry)), None)
         if steep is not None and layers is None:
             raise NoEquivalentError(
@@ -251,7 +270,17 @@ class _Import:
         real = _real_names(models) if words or by_layer else None
         if real is not None:
             return names_of(real), layers
-        return names_like(layers if by_layer else 1, words), layers
+        numbered = any(re.search(r"\d", text) for text in words)
+        return names_of_llama(layers or (MOST_LAYERS if numbered else 1)), layers
+
+    def _refuse_unknown_filters(self, names: Names, found: Mapping[str, int]) -> None:
+        for text, line in found.items():
+            if not any(text in name for name in names.all):
+                self._fault(
+                    line,
+                    f"filter '{text}' is part of no name of a Llama's tensors, and no model is here to tell its names; "
+                    "download one and write its folder",
+                )
 
     def _checkpoints(self, models: Sequence[Model], base: Model | None) -> list[dict[str, Any]]:
         taken: list[str] = list(RESERVED)
@@ -269,7 +298,7 @@ class _OfTensor:
 
     def __init__(
         self,
-        entries: Mapping[str, Located],
+        import_: _Import,
         part: Slice,
         shared: Parameters,
         order: Sequence[int],
@@ -277,7 +306,7 @@ class _OfTensor:
         t: float,
         models: Sequence[Model],
     ) -> None:
-        self._line = entries["merge_method"].line
+        self._import, self._line = import_, import_.entries["merge_method"].line
         self._part, self._shared, self._order, self._name, self._t = part, shared, order, name, t
         self._models = models
 
@@ -293,6 +322,10 @@ class _OfTensor:
                 )
             found.append(value or Value(default or 0.0, self._line))
         return found
+
+    def note(self, sentence: str) -> None:
+        """Say what is not quite the same."""
+        self._import.note(self._line, sentence)
 
     def shared(self, name: str, default: float | bool | None = None) -> Value:
         """One value for all models."""

@@ -43,14 +43,14 @@ def read_model(given: Located) -> Model:
     if not isinstance(text, str) or not text:
         raise NoEquivalentError(given.line, "model: write a path, or organisation/name[@revision] of the hub")
     path = Path(text).expanduser()
-    if path.exists() or text.startswith(("/", "./", "../", "~")):
-        return Model(text, str(path) if text.startswith("~") else text, given.line, path if path.is_dir() else None)
-    if "+" in text:
+    if "+" in text and not path.exists():
         raise NoEquivalentError(
             given.line,
             f"'{text}' puts an adapter on a model; save the adapted model (PEFT's merge_and_unload), or merge the "
             "adapters themselves in a plan of their own (base: initial)",
         )
+    if path.exists() or text.startswith(("/", "./", "../", "~")):
+        return Model(text, str(path) if text.startswith("~") else text, given.line, path if path.is_dir() else None)
     if not re.fullmatch(r"[^/@\s]+/[^/@\s]+(@[^@\s]+)?", text):
         raise NoEquivalentError(
             given.line,

@@ -26,13 +26,16 @@ class Parameters(Protocol):
     def shared(self, name: str, default: float | bool | None = None) -> Value:
         """One value for all of them."""
 
+    def note(self, sentence: str) -> None:
+        """Say what is not quite the same."""
+
 
 @dataclass(frozen=True)
 class Translation:
     """One method of mergekit. name: ours. read: the parameters that it has. base: what `base_model` is to it.
 
     base: "base" task vectors start from it; "first" it is the first of the models; "none" there must be none.
-    fixed: what stands beside the method in the plan. notes: where the two differ a little.
+    fixed: what stands beside the method in the plan. notes: where the two differ a little, whatever the parameters.
     """
 
     name: str
@@ -131,8 +134,16 @@ def _breadcrumbs(parameters: Parameters) -> Options:
 
 def _dropped(parameters: Parameters) -> tuple[float, float]:
     """Keep ratio of a random drop, and what undoes our rescaling where mergekit is told not to rescale."""
-    ratio = _keep_ratio(parameters)
-    return ratio, 1.0 if parameters.shared("rescale", True).value else ratio
+    ratio, rescale = _keep_ratio(parameters), bool(parameters.shared("rescale", True).value)
+    _note_drop(parameters, ratio, rescale)
+    return ratio, 1.0 if rescale else ratio
+
+
+def _note_drop(parameters: Parameters, ratio: float, rescale: bool) -> None:
+    if ratio < 1:
+        parameters.note("the random drop draws other numbers than mergekit's")
+    if ratio < 1 and rescale:
+        parameters.note(RESCALED)
 
 
 def _dare(parameters: Parameters, rest: Callable[[Parameters], Options]) -> Options:
@@ -146,6 +157,7 @@ def _della(parameters: Parameters) -> Options:
     epsilon, rescale = _same(parameters, "epsilon", 0.15), parameters.shared("rescale", True)
     if ratio < 1 and not rescale.value:
         raise NoEquivalentError(rescale.line, "rescale: false: each survivor is divided by its own chance here")
+    _note_drop(parameters, ratio, bool(rescale.value))
     if ratio == 1:
         return {"keep_ratio": ratio}
     if not (epsilon.value >= 0 and ratio - epsilon.value > 0 and ratio + epsilon.value < 1):
@@ -188,7 +200,7 @@ SUMMED = ("weight", "normalize", "lambda")
 DROPPED = (*SUMMED, "density", "rescale")
 RESCALED = (
     "survivors of the random drop are divided by their chance, as in the papers; mergekit rescales each tensor to the "
-    "sum of magnitudes that it had: the same on average. The random numbers differ, too"
+    "sum of magnitudes that it had: the same on average"
 )
 ENTRIES = "one entry more of each tensor may survive, and all that equal it: the trim is that of the authors' program"
 TRANSLATIONS: dict[str, Translation] = {
@@ -202,9 +214,9 @@ TRANSLATIONS: dict[str, Translation] = {
         TENSOR,
         (ENTRIES, "where the votes of an entry cancel, the sign of the majority decides, in mergekit +"),
     ),
-    "dare_linear": Translation("dare_linear", DROPPED, "base", lambda given: _dare(given, _sum), {}, (RESCALED,)),
+    "dare_linear": Translation("dare_linear", DROPPED, "base", lambda given: _dare(given, _sum), {}),
     "dare_ties": Translation(
-        "dare_ties", DROPPED, "base", lambda given: _dare(given, lambda own: _elected(own, False)), {}, (RESCALED,)
+        "dare_ties", DROPPED, "base", lambda given: _dare(given, lambda own: _elected(own, False)), {}
     ),
     "breadcrumbs": Translation(
         "breadcrumbs", (*DROPPED, "gamma"), "base", lambda given: _breadcrumbs(given) | _sum(given), TENSOR
@@ -217,10 +229,10 @@ TRANSLATIONS: dict[str, Translation] = {
         TENSOR,
     ),
     "della": Translation(
-        "della", (*DROPPED, "epsilon"), "base", lambda given: _della(given) | _elected(given, True), {}, (RESCALED,)
+        "della", (*DROPPED, "epsilon"), "base", lambda given: _della(given) | _elected(given, True), {}
     ),
     "della_linear": Translation(
-        "della_linear", (*DROPPED, "epsilon"), "base", lambda given: _della(given) | _sum(given), {}, (RESCALED,)
+        "della_linear", (*DROPPED, "epsilon"), "base", lambda given: _della(given) | _sum(given), {}
     ),
     "slerp": Translation("slerp", ("t",), "first", _slerp, {}, models=(2, 2)),
     "multislerp": Translation("multi_slerp", ("weight",), "none", _multi_slerp, {}),

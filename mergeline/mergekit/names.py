@@ -1,4 +1,4 @@
-"""Tensor names: which layer each belongs to, and names to try where the checkpoint is not here."""
+"""Tensor names: which layer each belongs to, and those of a Llama where the checkpoint is not here."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from dataclasses import dataclass
 
 STEMS = ("layers", "layer", "h", "blocks", "block")  # what models call the list of their layers; llama's first
 INPUTS = ("embed_tokens", "wte", "wpe", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
-OUTSIDE = ("lm_head", "embed", "wte", "wpe", "model.norm")  # filters that mean no tensor of a layer
+LLAMA_LAYER = (
+    *("input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    *("post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
 
 
 @dataclass(frozen=True)
 class Names:
-    """Names of tensors. real: those of a checkpoint; else made up, one for each case that the filters tell apart."""
+    """Names of tensors. real: those of a checkpoint; else those of a Llama."""
 
     all: Sequence[str]
     stem: str
@@ -38,15 +41,7 @@ def names_of(checkpoint: Iterable[str]) -> Names:
     return Names(found, stem, True)
 
 
-def names_like(layers: int | None, filters: Sequence[str]) -> Names:
-    """Names as llama's: an input, layers, an output, each with every filter that may be part of it."""
-    made = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
-    for filter_ in filters:
-        if not any(word in filter_ for word in INPUTS):
-            made.append(f"{filter_}.weight")
-        else:
-            made.append(f"model.{filter_}.weight")
-    for layer in range(layers or 0):
-        inside = [text for text in filters if not any(text.startswith(word) for word in OUTSIDE)]
-        made += [f"model.layers.{layer}.{part}" for part in ["weight", *(f"{text}.weight" for text in inside)]]
-    return Names(list(dict.fromkeys(made)), STEMS[0], False)
+def names_of_llama(layers: int) -> Names:
+    """The names of a Llama of so many layers, for models that are not here."""
+    inside = [f"model.layers.{layer}.{part}.weight" for layer in range(layers) for part in LLAMA_LAYER]
+    return Names(["model.embed_tokens.weight", *inside, "model.norm.weight", "lm_head.weight"], STEMS[0], False)

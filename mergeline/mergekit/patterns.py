@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from itertools import permutations
 from typing import Any
 
 from mergeline.mergekit.names import INPUTS, Names
@@ -28,6 +27,8 @@ def as_patterns(
     words = {name: tuple(text for text in filters if text in name) for name in wanted}
     found: dict[str, dict[str, Any]] = {}
     for pattern, said in _candidates(names, filters):
+        if pattern in found:  # its place is taken: what comes between would win over what it says now
+            continue
         matched = [name for name in wanted if fnmatchcase(name, pattern)]
         own = [name for name in matched if all(any(word in text for text in said) for word in words[name])]
         for key in common:
@@ -58,21 +59,37 @@ def _usual(wanted: Mapping[str, Options], names: Names, filters: Sequence[str], 
 
 
 def _candidates(names: Names, filters: Sequence[str]) -> Iterator[tuple[str, Words]]:
-    """Patterns from the general to the particular: inputs, layers, filters, then two of them; each with its filters."""
+    """Patterns from the general to the particular, each with its filters: inputs, layers, filters, several of them,
+    and last one name in every layer.
+
+    Of two filters the first wins, as in a configuration, so it comes later here; one that holds another comes after it.
+    """
     layers = sorted({layer for name in names.all if (layer := names.layer(name)) is not None})
     places = [f"{_literal(names.stem)}.{layer}." for layer in layers]
-    words = [(word, _literal(word)) for word in sorted(dict.fromkeys(filters), key=len)]
-    pairs = list(permutations(words, 2))
+    words = list(dict.fromkeys(filters))[::-1]
+    words.sort(key=lambda word: sum(other in word for other in words))
     yield from ((f"*{word}*", ()) for word in INPUTS)
     yield from ((f"*{place}*", ()) for place in places)
-    yield from ((f"*{literal}*", (word,)) for word, literal in words)
+    yield from ((f"*{_literal(word)}*", (word,)) for word in words)
     for place in places:
-        for word, literal in words:
-            yield f"*{literal}*{place}*", (word,)
-            yield f"*{place}*{literal}*", (word,)
-    yield from ((f"*{first}*{second}*", (one, other)) for (one, first), (other, second) in pairs)
+        for word in words:
+            yield f"*{_literal(word)}*{place}*", (word,)
+            yield f"*{place}*{_literal(word)}*", (word,)
+    together = {group: "*".join(map(_literal, group)) for name in names.all if len(group := _together(name, words)) > 1}
+    yield from ((f"*{pattern}*", group) for group, pattern in together.items())
     for place in places:
-        yield from ((f"*{place}*{first}*{second}*", (one, other)) for (one, first), (other, second) in pairs)
+        yield from ((f"*{place}*{pattern}*", group) for group, pattern in together.items())
+    for name in names.all:
+        before, found, after = map(_literal, name.partition(f"{names.stem}.{names.layer(name)}."))
+        if found:
+            yield f"{before}{_literal(names.stem)}.*.{after}", tuple(word for word in words if word in name)
+
+
+def _together(name: str, words: Sequence[str]) -> Words:
+    """The filters in a name, in their order there; without those that are part of another one."""
+    held = [word for word in words if word in name]
+    own = [word for word in held if not any(word in other and word != other for other in held)]
+    return tuple(sorted(own, key=name.index))
 
 
 def _literal(text: str) -> str:

@@ -70,12 +70,12 @@ def lookup(parameter: str, levels: Sequence[Parameters], name: str, t: float) ->
     return None
 
 
-def filters(given: Located) -> Iterator[str]:
-    """The filters of a parameter, in order; without those that fit every name."""
+def filters(given: Located) -> Iterator[tuple[str, int]]:
+    """The filters of a parameter, in order, and their lines; without those that fit every name."""
     if isinstance(given.value, list):
         for item in given.value:
             if isinstance(item.value, dict) and (text := _filter(item.value.get("filter"))) is not None:
-                yield text
+                yield text, item.value["filter"].line
 
 
 def gradients(given: Located) -> Iterator[Located]:

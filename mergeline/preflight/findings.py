@@ -15,6 +15,7 @@ class Source:
 
     shards: files of weights. bytes: of all files, with what goes along (config, tokenizer); None where nobody tells.
     tensors, parameters, dtypes: of the checkpoint, None where it is not here. note: why something is not known.
+    lost: whether asking again will not help.
     """
 
     name: str
@@ -26,13 +27,15 @@ class Source:
     parameters: int | None = None
     dtypes: str | None = None
     note: str = ""
+    lost: bool = False
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a task model is from its base, over the parameters that are merged.
+    """How far a task model is from its base, over its matrices.
 
-    ratio: ||model - base|| / ||base||. cosine: of the two as vectors. share: of the parameters that were looked at.
+    ratio: ||model - base|| / ||base||. cosine: of the two as vectors. share: of the entries that were looked at.
+    same: whether no parameter differs, be it of a matrix or of a vector.
     """
 
     model: str
@@ -40,6 +43,7 @@ class Distance:
     ratio: float
     cosine: float
     share: float
+    same: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,16 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Preflight:
-    """Everything that was found. faults: sentences, the run cannot work. alarms: it can, but look at this first."""
+    """Everything that was found. faults: sentences, the run cannot work. alarms: it can, but look at this first.
+
+    files: of the merged model and what goes along, with their bytes; None where not every checkpoint is here. beside:
+    what is published with them, folders with a slash at the end.
+    """
 
     sources: Sequence[Source]
     folder: Path
     files: Mapping[str, int] | None
+    beside: Sequence[str] = ()
     distances: Sequence[Distance] = ()
     patterns: Sequence[PatternMatch] = ()
     forecast: Forecast | None = None

@@ -12,9 +12,6 @@ import torch
 
 import mergeline.merging  # noqa: F401  registers the methods
 from mergeline.checkpoints.adapters import InitialAdapterReader
-from mergeline.checkpoints.encoding import Spec
-from mergeline.checkpoints.files import output_name
-from mergeline.checkpoints.output import file_sizes
 from mergeline.checkpoints.readers import Reader, open_checkpoint
 from mergeline.checkpoints.vocabulary import common_rows
 from mergeline.comparison import aligns, comparison_rows
@@ -28,6 +25,7 @@ from mergeline.plan import INITIAL, Merge, Plan
 from mergeline.preflight.distances import alarm, distance
 from mergeline.preflight.findings import Distance, Forecast, Preflight, Source
 from mergeline.preflight.forecast import free_space, memory, trial
+from mergeline.preflight.result import result_files
 from mergeline.preflight.sources import Locate, ask, describe, located
 from mergeline.preflight.tensors import unfitting
 
@@ -41,11 +39,12 @@ class _Opened:
     faults: list[str]
 
 
-def inspect_plan(plan: Plan, *, held: Locate = lambda sha256: None) -> Preflight:
+def inspect_plan(plan: Plan, *, held: Locate = lambda sha256: None, beside: Sequence[str] = ()) -> Preflight:
     """What a run of the plan would read, write and take, and what would stop it; nothing is written or downloaded.
 
-    held: where a pinned file that was fetched before lies, by its digest. Checkpoints that are not here are asked for
-    their sizes only, and what they hold is not known: then only the others are compared.
+    held: where a pinned file that was fetched before lies, by its digest. beside: what is published with the model.
+    Checkpoints that are not here are asked for their sizes only, and what they hold is not known: then only the others
+    are compared.
     """
     opened = _open_all(plan, held)
     faults = list(opened.faults)
@@ -58,15 +57,15 @@ def inspect_plan(plan: Plan, *, held: Locate = lambda sha256: None) -> Preflight
         plan.merge, [opened.readers[m.name] for m in plan.task_models if m.name in opened.readers]
     )
     faults += wrong
-    specs = None
+    files = None
     if not faults:
-        specs, refused = _specs(plan, opened.readers)
+        files, refused = _files(plan, opened)
         faults += refused
-    folder, files = _output(plan, opened, specs)
     forecast = None if faults else _forecast(plan, opened, files, _speed(opened.readers))
     if forecast is not None:
-        alarms += _space_alarms(folder, forecast)
-    return Preflight(list(opened.sources.values()), folder, files, distances, patterns, forecast, faults, alarms)
+        alarms += _space_alarms(plan.output, forecast)
+    sources = list(opened.sources.values())
+    return Preflight(sources, plan.output, files, beside, distances, patterns, forecast, faults, alarms)
 
 
 def _open_all(plan: Plan, held: Locate) -> _Opened:
@@ -77,7 +76,9 @@ def _open_all(plan: Plan, held: Locate) -> _Opened:
     for index, spec in enumerate(plan.checkpoints):
         path = paths[spec.name]
         if path is None:
-            opened.sources[spec.name] = asked[spec.name]
+            source = opened.sources[spec.name] = asked[spec.name]
+            if source.lost:
+                opened.faults.append(f"checkpoints[{index}] ({spec.name}): {source.uri}: {source.note}")
             continue
         try:
             reader = open_checkpoint(path)
@@ -133,8 +134,9 @@ def _patterns(merge: Merge, models: Sequence[Reader]) -> tuple[list[PatternMatch
         return [], [f"merge.{fault}"]
 
 
-def _specs(plan: Plan, readers: Mapping[str, Reader]) -> tuple[dict[str, Spec] | None, list[str]]:
-    """What the merge would write, by the engine's own checks; None where some checkpoints are not here."""
+def _files(plan: Plan, opened: _Opened) -> tuple[dict[str, int] | None, list[str]]:
+    """Files of the result and their bytes, by the engine's own checks; None where some checkpoints are not here."""
+    readers = opened.readers
     models = [readers.get(model.name) for model in plan.task_models]
     needs_base = get(plan.merge.method).needs_base
     if None in models:
@@ -157,17 +159,11 @@ def _specs(plan: Plan, readers: Mapping[str, Reader]) -> tuple[dict[str, Spec] |
             options_by_pattern=plan.merge.options_by_pattern,
             options=plan.merge.options,
         )
+        tensors = MergedTensors(job, plan.merge.onto, dtype, None)
+        paths = {name: source.path for name, source in opened.sources.items()}
+        return result_files(plan, tensors, readers, paths), []
     except InputError as fault:
         return None, [f"merge: {fault}"]
-    return MergedTensors(job, plan.merge.onto, dtype, None).specs, []
-
-
-def _output(plan: Plan, opened: _Opened, specs: dict[str, Spec] | None) -> tuple[Path, dict[str, int] | None]:
-    if specs is None:
-        return plan.output, None
-    first = opened.sources[plan.task_models[0].name].path
-    name = output_name(first) if first else "model.safetensors"
-    return plan.output, file_sizes(plan.output / name, specs, plan.merge.max_shard_size)
 
 
 def _speed(readers: Mapping[str, Reader]) -> float | None:

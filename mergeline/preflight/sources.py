@@ -1,6 +1,6 @@
 """Where the checkpoints of a plan are: here, with their files and sizes, or elsewhere, as far as a question tells.
 
-Nothing is downloaded: of a remote checkpoint one request asks for its size, and no answer is no error.
+Nothing is downloaded: of a remote checkpoint one request asks for its size. No answer is no error, a refusal is.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ def _size(shape: Sequence[int]) -> int:
 
 
 def ask(uris: Mapping[str, str], *, patience: float = PATIENCE) -> list[Source]:
-    """Checkpoints elsewhere by name -> uri, asked for their sizes all at once; who does not answer stays unknown."""
+    """Checkpoints elsewhere by name -> uri, asked for their sizes all at once.
+
+    Who does not answer stays unknown; what a download would not get either, however often it is tried, is lost.
+    """
     answers: dict[str, Source] = {}
 
     def question(name: str, uri: str) -> None:
@@ -82,7 +85,8 @@ def _ask_one(name: str, uri: str) -> Source:
     try:
         shards, size, note = _remote(uri)
     except (InputError, TransientError) as fault:
-        return Source(name, shown(uri), None, note=str(fault).removeprefix(f"{shown(uri)}: "))
+        note = str(fault).removeprefix(f"{shown(uri)}: ")
+        return Source(name, shown(uri), None, note=note, lost=isinstance(fault, InputError))
     except Exception as fault:  # a file system of fsspec may raise anything; pre-flight only loses a number
         return Source(name, shown(uri), None, note=f"cannot be asked ({type(fault).__name__})")
     return Source(name, shown(uri), None, shards=shards, bytes=size, note=note)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mergeline.checkpoints.adapters import refuse_unlike_adapters
 from mergeline.checkpoints.readers import Reader
@@ -12,7 +12,7 @@ from mergeline.merging.layout import tensor_faults
 
 
 def unfitting(readers: Sequence[Reader], *, common_vocabulary: bool = False) -> list[str]:
-    """A sentence for each fault, beginning with the checkpoint.
+    """A sentence for each fault, beginning with the checkpoint; of an adapter that is unlike the first one only that.
 
     Tensors that are missing, extra (with the nearest name), of another shape or dtype; vocabularies of different rows;
     adapters that are unlike. The first checkpoint is what the others are compared with. NaN and infinity are not looked
@@ -26,15 +26,19 @@ def unfitting(readers: Sequence[Reader], *, common_vocabulary: bool = False) -> 
         for name in first.names()
         if first.dtype(name).is_complex
     ]
-    refusals = [refuse_unlike_adapters] if common_vocabulary else [refuse_unlike_adapters, refuse_unlike_vocabularies]
-    for refuse in refusals:
-        try:
-            refuse(readers)
-        except InputError as fault:
-            faults.append(str(fault))
+    if not common_vocabulary:
+        faults += _refusal(refuse_unlike_vocabularies, readers)
     first, *others = common_rows(readers)  # what is said of vocabularies is said once
-    for other in others:
-        faults += [
+    for reader, other in zip(readers[1:], others, strict=True):
+        faults += _refusal(refuse_unlike_adapters, [readers[0], reader]) or [
             f"{other.source}: tensor {fault} (compared with {first.source})" for fault in tensor_faults(first, other)
         ]
     return faults
+
+
+def _refusal(refuse: Callable[[Sequence[Reader]], None], readers: Sequence[Reader]) -> list[str]:
+    try:
+        refuse(readers)
+    except InputError as fault:
+        return [str(fault)]
+    return []

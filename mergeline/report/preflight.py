@@ -76,7 +76,7 @@ def _sources(found: Preflight) -> Table:
 
 def _state(source: Source) -> str:
     note = f" ({escape(source.note)})" if source.note else ""
-    if source.path is None:
+    if source.path is None and not source.lost:
         return f"\n[yellow]will be downloaded[/]{note}"
     return f"\n[red]{escape(source.note)}[/]" if source.note else ""
 
@@ -103,13 +103,17 @@ def _patterns(found: Preflight) -> Table:
 
 
 def _written(found: Preflight) -> Iterator[str]:
+    folder = escape(str(found.folder))
     if found.files is None:
-        yield f"  writes into {escape(str(found.folder))}: how much is known when every checkpoint is here"
-        return
-    names = list(found.files)
-    shown = names if len(names) <= SHOWN else [*names[:2], "...", names[-1]]
-    total = size_text(sum(found.files.values()))
-    yield f"  writes into {escape(str(found.folder))}: {', '.join(shown)} ({len(names)} of weights, {total})"
+        yield f"  writes into {folder}: how much is known when every checkpoint is here"
+    else:
+        weights = [name for name in found.files if name.endswith(".safetensors")]
+        shown = weights if len(weights) <= SHOWN else [*weights[:2], "...", weights[-1]]
+        names = [*shown, *(name for name in found.files if name not in weights)]
+        total = size_text(sum(found.files.values()))
+        yield f"  writes into {folder}: {escape(', '.join(names))} ({len(weights)} of weights, {total} in all)"
+    if found.beside:
+        yield f"  and beside the model: {', '.join(found.beside)}"
 
 
 def _costs(forecast: Forecast) -> Iterator[str]:

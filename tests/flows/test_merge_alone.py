@@ -10,6 +10,8 @@ import yaml
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
+from mergeline.preflight.inspect import inspect_plan
+from tasks.publishing import published_beside
 from tests.flows.runs import plan_for, published, run, stage_names
 
 pytestmark = pytest.mark.flow
@@ -64,6 +66,8 @@ def test_language_models_become_a_folder_that_from_pretrained_opens(language_mod
     checkpoints = [*entries(paths, "base"), *entries(paths, "code", "chat", base="base")]
     merge = {"method": "ties", "keep_ratio": 0.3, "max_shard_size": "50KB", "out_dtype": "float32"}
     path = write_plan(tmp_path, checkpoints, merge)
+    beside = published_beside(normalization=False, chart=False)
+    foretold = inspect_plan(plan_for(project / "llm", path=path), beside=beside)
     outcome = run(plan_for(project / "llm", path=path))
     assert sorted(set(stage_names(outcome))) == sorted([*STAGES, "merge-statistics"])
     assert outcome.comparison.rows == []
@@ -71,6 +75,8 @@ def test_language_models_become_a_folder_that_from_pretrained_opens(language_mod
     output = project / "llm"
     names = {file.name for file in output.iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer_config.json", "model.safetensors.index.json"} <= names
+    assert names == {name.rstrip("/") for name in [*foretold.files, *foretold.beside]}
+    assert foretold.files == {name: (output / name).stat().st_size for name in foretold.files}
     assert {"report.md", "lineage.json", "metrics.json"} <= names
     assert not names & {"model.safetensors", "chart.png", "normalization"}
     model = AutoModelForCausalLM.from_pretrained(output)
@@ -111,7 +117,9 @@ def test_common_rows_of_vocabularies_and_the_tokenizer_that_fits_them(language_m
     with pytest.raises(InputError, match="write vocabulary: common"):
         run(plan_for(project / "vocabulary", path=path))
     assert not (project / "vocabulary").exists()
+    foretold = inspect_plan(plan_for(project / "vocabulary", "merge.vocabulary=common", path=path)).files
     run(plan_for(project / "vocabulary", "merge.vocabulary=common", path=path))
+    assert foretold == {name: (project / "vocabulary" / name).stat().st_size for name in foretold}
     model = AutoModelForCausalLM.from_pretrained(project / "vocabulary")
     assert model.config.vocab_size == 96
     assert model.get_input_embeddings().weight.shape == (96, 32)

@@ -22,7 +22,7 @@ def shipped(name):
 
 def test_distance_is_norm_ratio_and_cosine():
     generator = torch.Generator().manual_seed(0)
-    base = {"a": torch.randn(300, 70, generator=generator), "b": torch.randn(5, generator=generator)}
+    base = {"a": torch.randn(300, 70, generator=generator), "b": torch.randn(5, 1, generator=generator)}
     model = {name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator) for name, tensor in base.items()}
     found = distance(TensorReader(model), TensorReader(base))
     one, other = (torch.cat([state[name].flatten() for name in "ab"]).double() for state in (model, base))
@@ -79,13 +79,35 @@ def test_a_model_that_is_its_base_is_an_alarm():
 
 
 def test_nothing_to_compare_is_no_distance():
-    zero = {"a": torch.zeros(3)}
-    assert distance(TensorReader({"a": torch.ones(3)}), TensorReader(zero)) is None
-    assert distance(TensorReader({"a": torch.ones(3)}), TensorReader({"b": torch.ones(3)})) is None
-    lost = distance(TensorReader(zero), TensorReader({"a": torch.ones(3)}))
+    zero, one = {"a": torch.zeros(3, 1)}, {"a": torch.ones(3, 1)}
+    assert distance(TensorReader(one), TensorReader(zero)) is None
+    assert distance(TensorReader(one), TensorReader({"b": torch.ones(3, 1)})) is None
+    assert distance(TensorReader({"gain": torch.ones(3)}), TensorReader({"gain": torch.ones(3)})) is None
+    lost = distance(TensorReader(zero), TensorReader(one))
     assert (lost.ratio, lost.cosine) == (1, 0)
 
 
 def test_nan_met_on_the_way_names_the_tensor():
     with pytest.raises(ValueError, match=r"^a$"):
-        distance(TensorReader({"a": torch.tensor([1.0, math.nan])}), TensorReader({"a": torch.ones(2)}))
+        distance(TensorReader({"a": torch.tensor([[1.0, math.nan]])}), TensorReader({"a": torch.ones(1, 2)}))
+
+
+def tiny(seed):
+    """Small weights beside gains near 1, as small models have them."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {f"{i}.weight": 0.02 * torch.randn(8, 8, generator=generator) for i in range(4)}
+    return weights | {f"{i}.norm.weight": 1 + 0.01 * torch.randn(8, generator=generator) for i in range(4)}
+
+
+def test_gains_near_one_do_not_make_the_wrong_base_look_right():
+    found = distance(TensorReader(tiny(0)), TensorReader(tiny(1)))
+    assert "is hardly the base of" in alarm(found, [])
+    trained = {name: tensor * 1.05 for name, tensor in tiny(0).items()}
+    assert alarm(distance(TensorReader(trained), TensorReader(tiny(0))), []) is None
+
+
+def test_a_model_of_which_only_vectors_were_trained_is_not_its_base():
+    trained = {name: tensor + 0.1 if "norm" in name else tensor for name, tensor in tiny(0).items()}
+    found = distance(TensorReader(trained), TensorReader(tiny(0)))
+    assert (found.ratio, found.same, alarm(found, [])) == (0, False, None)
+    assert "task vector is zero" in alarm(distance(TensorReader(tiny(0)), TensorReader(tiny(0))), [])

@@ -82,8 +82,8 @@ def test_files_and_sizes_are_those_that_the_merge_writes(folder, options):
         out_dtype=torch.bfloat16 if "out_dtype" in options else None,
     )
     write_checkpoint(folder / "out", merged, max_shard_size=options.get("max_shard_size"))
-    written = {path.name: path.stat().st_size for path in (folder / "out").glob("*.safetensors")}
-    assert found.files == written
+    assert found.files == {path.name: path.stat().st_size for path in (folder / "out").iterdir()}
+    assert all(name in shown(found) for name in found.files)
 
 
 def test_every_tensor_that_does_not_fit_is_told(folder):
@@ -168,7 +168,17 @@ def test_adapters_start_from_nothing_so_no_distance_is_told(folder):
     found = inspect_plan(plan_of(folder, checkpoints=checkpoints))
     assert (found.faults, found.distances) == ([], [])
     assert [source.shards for source in found.sources] == [1, 1]
-    assert list(found.files) == ["adapter_model.safetensors"]
+    assert list(found.files) == ["adapter_model.safetensors", "adapter_config.json"]
+    one_file = inspect_plan(plan_of(folder, checkpoints=checkpoints, max_shard_size=10))
+    assert one_file.files == found.files  # PEFT reads no shards
+
+
+def test_an_adapter_of_which_only_the_weights_are_named_becomes_a_single_file(folder):
+    for seed, name in enumerate(("first", "second")):
+        adapter(folder / name, seed)
+    paths = {name: f"{name}/adapter_model.safetensors" for name in ("first", "second")}
+    checkpoints = [{"name": name, "uri": path, "base": "initial"} for name, path in paths.items()]
+    assert list(inspect_plan(plan_of(folder, checkpoints=checkpoints)).files) == ["model.safetensors"]
 
 
 def test_adapters_of_different_ranks_are_a_fault(folder):
@@ -176,7 +186,17 @@ def test_adapters_of_different_ranks_are_a_fault(folder):
     adapter(folder / "second", 1, rank=3)
     checkpoints = [{"name": name, "uri": name, "base": "initial"} for name in ("first", "second")]
     found = inspect_plan(plan_of(folder, checkpoints=checkpoints))
+    assert len(found.faults) == 1
     assert "r is 3, but 2 in first" in found.faults[0]
+
+
+def test_an_adapter_that_is_unlike_does_not_hide_what_is_wrong_with_another(folder):
+    for seed, name in enumerate(("first", "second", "third")):
+        adapter(folder / name, seed, rank=3 if name == "second" else 2)
+    save_file({"extra": torch.ones(2)}, folder / "third" / "adapter_model.safetensors")
+    checkpoints = [{"name": name, "uri": name, "base": "initial"} for name in ("first", "second", "third")]
+    found = inspect_plan(plan_of(folder, checkpoints=checkpoints))
+    assert [fault.split(":")[0] for fault in found.faults] == ["second", "third"]
 
 
 def test_shards_of_a_folder_are_counted(folder):
@@ -204,7 +224,10 @@ def test_the_command_prints_all_of_it_and_fails_where_the_plan_cannot_work(folde
     plan_of(folder)
     monkeypatch.setattr("sys.argv", ["merge", "--plan"])
     assert run(None) == 0
-    assert "model.safetensors" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("trial: 2 task models, 1 base, 0 tasks\n")
+    assert "model.safetensors (1 of weights" in said
+    assert "alignment/, coefficients/, comparison.json, metrics.json, lineage.json, report.md" in said
     save_file(state(3, norm=(7,)), "two.safetensors")
     assert run(None) == 2
     said = capsys.readouterr()
@@ -240,22 +263,49 @@ def test_remote_checkpoints_are_asked_for_their_size_and_nothing_more(folder, se
         {"name": "base", "uri": "base.safetensors"},
         {"name": "one", "uri": "one.safetensors", "base": "base"},
         {"name": "two", "uri": f"{server}/two.safetensors?key=secret", "base": "base"},
-        {"name": "three", "uri": f"{server}/gone.safetensors", "base": "base"},
+        {"name": "three", "uri": "http://127.0.0.1:9/three.safetensors", "base": "base"},
     ]
     found = inspect_plan(plan_of(folder, checkpoints=checkpoints))
     assert found.faults == []
     assert [source.bytes for source in found.sources[2:]] == [12345, None]
     text = shown(found)
     assert "will be downloaded" in text
-    assert "404" in text
+    assert "Connection refused" in text
     assert "secret" not in text
     assert found.forecast.download == 12345
     assert found.files is None
 
 
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("{server}/gone.safetensors?key=secret", "{server}/gone.safetensors: the server answers 404"),
+        ("lost://bucket/two.safetensors", "lost://bucket/two.safetensors: this kind of address needs a package"),
+    ],
+)
+def test_what_no_download_will_bring_is_a_fault(folder, server, capsys, monkeypatch, uri, said):
+    from fsspec.registry import known_implementations
+
+    from flows.command_line import run
+
+    known = {"class": "no_such_package.Files", "err": "Install no_such_package to access it"}
+    monkeypatch.setitem(known_implementations, "lost", known)
+    two = {"name": "two", "uri": uri.format(server=server)}
+    plan_of(folder, "align=null", checkpoints=[{"name": "one", "uri": "one.safetensors"}, two], method="average")
+    monkeypatch.setattr("sys.argv", ["merge", "--plan", "--set", "align=null"])
+    assert run(None) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("checkpoints[1] (two): " + said.format(server=server))
+    assert "will be downloaded" not in printed.out
+    assert "secret" not in printed.out + printed.err
+
+
 def test_nobody_answers_and_that_is_no_error():
     uris = {"a": "http://127.0.0.1:9/model.safetensors", "b": "http://nowhere.invalid/x.safetensors"}
-    assert [(source.name, source.bytes) for source in ask(uris)] == [("a", None), ("b", None)]
+    assert [(source.name, source.bytes, source.lost) for source in ask(uris)] == [
+        ("a", None, False),
+        ("b", None, False),
+    ]
 
 
 def test_an_answer_that_takes_too_long_is_not_waited_for(monkeypatch):
