@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from prefect import flow
-
 from mergeline.comparison import RESULT, Row, aligns, comparison_rows, result_row
 from mergeline.plan import Align, BalanceSearch, Plan
 from mergeline.report.result import Comparison
@@ -30,13 +28,12 @@ from tasks.permutations import choose_balance, solve_permutations
 from tasks.progress import Progress
 from tasks.publishing import Made, draw_comparison, publish_run
 from tasks.recording import Outcome, record_run
-from tasks.runners import on_chosen_workers
+from tasks.runners import plan_flow
 from tasks.similarity import activation_similarity, weight_similarity
 from tasks.store import ArtifactRef, put_json
 
 
-@on_chosen_workers
-@flow(name="merge-and-evaluate", flow_run_name="{plan.name}")
+@plan_flow("merge-and-evaluate")
 def merge_and_evaluate(plan: Plan) -> Outcome:
     """Download, align, balance, merge, evaluate, publish."""
     job, progress = Job(plan), Progress()

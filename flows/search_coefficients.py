@@ -8,7 +8,6 @@ import traceback
 from functools import partial
 from pathlib import Path
 
-from prefect import flow
 from tqdm import tqdm
 
 from flows.command_line import quiet_prefect
@@ -19,13 +18,12 @@ from mergeline.search.space import search_space
 from tasks.checkpoints import download_checkpoint
 from tasks.job import Job
 from tasks.progress import Progress
-from tasks.runners import on_chosen_workers
+from tasks.runners import plan_flow
 from tasks.search import Candidates, make_trial, open_study, trials_to_make
 from tasks.search_record import SearchOutcome, SearchRecord, publish_best
 
 
-@on_chosen_workers
-@flow(name="search-coefficients", flow_run_name="{plan.name}")
+@plan_flow("search-coefficients")
 def search_coefficients(plan: Plan, folder: Path) -> SearchOutcome:
     """Measure the plan, try other coefficients in its place, record every trial, write the best into the folder."""
     search = plan.search or Search()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import wraps
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from prefect import Flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -24,16 +24,23 @@ R = TypeVar("R")
 PACKAGES = {"dask": ("prefect_dask", "distributed"), "ray": ("prefect_ray", "ray")}
 
 
-def on_chosen_workers(flow: Flow[Concatenate[Plan, P], R]) -> Callable[Concatenate[Plan, P], R]:
-    """Let a flow run on what its plan names (`runner`, `workers`). InputError where its packages are not installed."""
+class PlanFlow(Flow[P, R]):
+    """A flow of a plan, its first parameter: called, it runs on what the plan names (`runner`, `workers`).
 
-    @wraps(flow.fn)
-    def run(plan: Plan, *args: P.args, **kwargs: P.kwargs) -> R:
-        chosen = flow.with_options(task_runner=task_runner(plan.runner, plan.workers))
+    InputError where the packages of that runner are not installed.
+    """
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:  # type: ignore[override]
+        """Run it; a call where Prefect would take the flow's own runner."""
+        plan: Plan = inspect.signature(self.fn).bind(*args, **kwargs).arguments["plan"]
+        chosen = self.with_options(task_runner=task_runner(plan.runner, plan.workers))
         with nullcontext() if plan.runner == "threads" else _one_server():
-            return chosen(plan, *args, **kwargs)
+            return chosen(*args, **kwargs)
 
-    return run
+
+def plan_flow(name: str) -> Callable[[Callable[P, R]], PlanFlow[P, R]]:
+    """Make a flow of a function whose first parameter is `plan`; its runs are called like the plan."""
+    return lambda function: PlanFlow(function, name=name, flow_run_name="{plan.name}")
 
 
 def task_runner(runner: str, workers: int | None) -> TaskRunner[Any]:

@@ -235,11 +235,17 @@ def target_of(path: str | Path) -> Path:
 def folder_for(target: Path) -> Iterator[tuple[Path, ...]]:
     """Make the folder of a file; what the block leaves empty of it, because it fails, is removed again.
 
-    Yields the folders that were not there before, the innermost first.
+    Yields the folders that were not there before, the innermost first. InputError where it cannot be written to.
     """
     made = tuple(folder for folder in target.parents if not folder.exists())
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            reason = None if os.access(target.parent, os.W_OK) else "it may not be written to"
+        except OSError as error:
+            reason = str(error.strerror)
+        if reason:
+            raise InputError(f"{target}: cannot be written into {target.parent} ({reason}); choose another place")
         yield made
     except BaseException:
         _remove_empty(made)

@@ -53,7 +53,10 @@ class SpooledTensors:
         self.specs: dict[str, Spec] = {}
         self._places: dict[str, int] = {}
         with spool.open("w+b") as file:
-            for name, tensor in pairs:
+            for pair in pairs:
+                if not isinstance(pair, tuple) or len(pair) != 2:
+                    raise InputError(f"{target}: a {type(pair).__name__} is no pair (name, tensor)")
+                name, tensor = pair
                 if name in self.specs:
                     raise InputError(f"{target}: tensor name {name!r} is given twice")
                 dense = _dense(name, tensor, target)
@@ -61,7 +64,7 @@ class SpooledTensors:
                 self._places[name] = file.seek(-(-file.tell() // ALIGNED) * ALIGNED)
                 for _, _, piece in checked(_cut(name, dense), dtype, target):
                     file.write(data_of(piece))
-                del tensor, dense  # before the next one is made
+                del pair, tensor, dense  # before the next one is made
             file.flush()
             size = file.seek(0, 2)
             self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) if size else None

@@ -33,6 +33,7 @@ def test_a_value_that_the_dtype_cannot_hold_is_refused(tmp_path: Path) -> None:
         ([("w", torch.ones(1)), ("w", torch.ones(1))], "tensor name 'w' is given twice"),
         ([("__metadata__", torch.ones(1))], "'__metadata__' is not usable"),
         ([(3, torch.ones(1))], "tensor name 3 is not usable"),
+        (["w"], "a str is no pair"),
         ([("w", 1.0)], "'w' is not a dense tensor"),
         ([("w", torch.ones(2).to_sparse())], "'w' is not a dense tensor"),
         ([("w", torch.ones(2, dtype=torch.complex128))], "'w' is not a dense tensor of a dtype that safetensors knows"),
@@ -75,3 +76,11 @@ def test_a_file_of_another_kind_is_not_taken_as_a_folder(tmp_path: Path) -> None
     (tmp_path / "model.ckpt").touch()
     with pytest.raises(InputError, match=r"model\.ckpt: checkpoints are written as safetensors"):
         write_checkpoint(tmp_path / "model.ckpt", {"w": torch.ones(2)})
+
+
+@pytest.mark.parametrize("name", ["file/m.safetensors", "file/model", "file/deep/er/m.safetensors"])
+def test_a_place_below_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError, match=r"cannot be written into .*; choose another place"):
+        write_checkpoint(tmp_path / name, {"w": torch.ones(1)})
+    assert (tmp_path / "file").read_text() == "kept"
