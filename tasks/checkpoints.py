@@ -98,9 +98,11 @@ def put_checkpoint(
     *,
     dtype: str | None = None,
     vocabulary: int | None = None,
+    untied: bool = False,
 ) -> ArtifactRef:
     """Store the checkpoint that `write(path, max_shard_size)` makes, laid out like another one: a file; or a folder
-    with shards, or with the configuration and tokenizer that go along, adapted to the dtype and vocabulary given."""
+    with shards, or with the configuration and tokenizer that go along, which say the dtype, vocabulary and ties given.
+    """
     from mergeline.checkpoints.files import output_name
     from mergeline.checkpoints.huggingface import carry_companions
 
@@ -111,6 +113,6 @@ def put_checkpoint(
         file = output_name(like.path)
         write(folder / file, shard_size(file, max_shard_size))
         if like.path.is_dir():
-            carry_companions(like.path, folder, dtype=dtype, vocabulary=vocabulary)
+            carry_companions(like.path, folder, dtype=dtype, vocabulary=vocabulary, untied=untied)
 
     return put_directory(fill, "checkpoint", name=name)

@@ -142,7 +142,8 @@ def merge_models(name: str, inputs: MergeInputs, coefficients: ArtifactRef | Non
             return
         write_checkpoint(path, tensors, max_shard_size=max_shard_size)
 
-    ref = put_checkpoint(write, like, name, merge.max_shard_size, dtype=merge.out_dtype, vocabulary=vocabulary)
+    adapted: dict[str, Any] = {"dtype": merge.out_dtype, "vocabulary": vocabulary, "untied": tensors.untied}
+    ref = put_checkpoint(write, like, name, merge.max_shard_size, **adapted)
     shutil.rmtree(draft, ignore_errors=True)
     return ref
 

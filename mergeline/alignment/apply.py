@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class AlignedReader(Reader):
         self._reader = reader
         self._alignment = alignment
         self._model = model_index
+        self._rows = (("", 0, 0), torch.empty(0))  # tensor and span of the rows that were read last, and the rows
         self._layouts = dict(symmetry.parameters)
         for layout in symmetry.parameters.values():
             self._layouts.update(dict.fromkeys(layout.tied, layout))
@@ -71,6 +73,16 @@ class AlignedReader(Reader):
             return self.read(name)[start:stop]
         symmetry, permutations = self._alignment.symmetry, self._alignment.permutations[self._model]
         return permute_rows(self._reader.read(name), self._layouts[name], symmetry, permutations, slice(start, stop))
+
+    def read_flat(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries [start, stop), flat. Rows longer than that are gathered once, and kept until others are asked for."""
+        width = prod(self.shape(name)[1:])
+        if width <= stop - start or not self.reads_parts(name):
+            return super().read_flat(name, start, stop)
+        first, last = start // width, -(-stop // width)
+        if self._rows[0] != (name, first, last):
+            self._rows = ((name, first, last), self.read_slice(name, first, last).reshape(-1))
+        return self._rows[1][start - first * width : stop - first * width]
 
     def reads_parts(self, name: str) -> bool:
         """Whether rows can be gathered alone: not where units are zipped or the order of rows depends on the column."""

@@ -31,6 +31,9 @@ def open_file(uri: str, partial: Partial | None, *, name: str | None = None) -> 
         yield Body(_chunks(file, name), start, info.get("size"), validator)
 
 
+NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")  # of botocore, which may not be installed
+
+
 def list_names(uri: str, *, surely: bool) -> dict[str, int | None] | None:
     """The files right in a folder of an fsspec file system: name -> size; None where the uri names no folder.
 
@@ -86,6 +89,8 @@ def _failures_of(name: str) -> Iterator[None]:
     except PermissionError:
         raise InputError(f"{name}: reading is not permitted; check the credentials or the file's mode") from None
     except Exception as error:
+        if type(error).__name__ in NO_CREDENTIALS:
+            raise InputError(f"{name}: needs credentials, and none are set; set those of its file system") from None
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise TransientError(
             f"{name}: cannot be read now ({reason}); check network and credentials, try again"

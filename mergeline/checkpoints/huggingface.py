@@ -76,13 +76,16 @@ def carry_companions(
     *,
     dtype: torch.dtype | str | None = None,
     vocabulary: int | None = None,
+    untied: bool = False,
 ) -> list[str]:
     """Copy configuration, tokenizer and preprocessing of a model beside merged weights, for `from_pretrained`.
 
     source: the folder of the reference model, or a file in it. target: the folder of the merged weights. dtype: what
     the weights were written in, to stand in config.json (None: as it is there). vocabulary: rows that were merged;
-    larger `vocab_size` entries become it. Returns the names of the files written, sorted; a source that is no Hugging
-    Face directory has none. Raises InputError where the config is not JSON, or source and target are one folder.
+    larger `vocab_size` entries become it. untied: whether vocabulary matrices that the model ties are apart in the
+    merged weights, which `tie_word_embeddings` then says. Returns the names of the files written, sorted; a source that
+    is no Hugging Face directory has none. Raises InputError where the config is not JSON, or source and target are one
+    folder.
     """
     source, target = Path(source), Path(target)
     folder = source if source.is_dir() else source.parent
@@ -94,19 +97,21 @@ def carry_companions(
         for name in names:
             draft = Path(scratch) / name
             if name == "config.json":
-                draft.write_text(_config_text(folder / name, dtype, vocabulary))
+                draft.write_text(_config_text(folder / name, dtype, vocabulary, untied))
             else:
                 shutil.copyfile(folder / name, draft)
             publish(draft, target / name)
     return names
 
 
-def companion_sizes(folder: Path, *, dtype: str | None = None, vocabulary: int | None = None) -> dict[str, int]:
+def companion_sizes(
+    folder: Path, *, dtype: str | None = None, vocabulary: int | None = None, untied: bool = False
+) -> dict[str, int]:
     """Name -> bytes of the files that `carry_companions` would write; nothing is written. InputError as there."""
     names = companions(path.name for path in folder.iterdir() if path.is_file())
     sizes = {name: (folder / name).stat().st_size for name in names}
     if "config.json" in sizes:
-        sizes["config.json"] = len(_config_text(folder / "config.json", dtype, vocabulary).encode())
+        sizes["config.json"] = len(_config_text(folder / "config.json", dtype, vocabulary, untied).encode())
     return sizes
 
 
@@ -123,14 +128,21 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _config_text(path: Path, dtype: torch.dtype | str | None, vocabulary: int | None) -> str:
-    return json.dumps(_adapted(read_config(path), dtype, vocabulary), indent=2, ensure_ascii=False) + "\n"
+def _config_text(path: Path, dtype: torch.dtype | str | None, vocabulary: int | None, untied: bool) -> str:
+    config = _adapted(read_config(path), dtype, vocabulary, untied)
+    if untied:
+        config["tie_word_embeddings"] = False
+    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
 
-def _adapted(config: dict[str, Any], dtype: torch.dtype | str | None, vocabulary: int | None) -> dict[str, Any]:
-    """A config with the dtype and the vocabulary of the merged weights, also in the configs of its parts."""
+def _adapted(
+    config: dict[str, Any], dtype: torch.dtype | str | None, vocabulary: int | None, untied: bool
+) -> dict[str, Any]:
+    """A config with the dtype, vocabulary and ties of the merged weights, also in the configs of its parts."""
     config = {
-        key: _adapted(value, dtype, vocabulary) if isinstance(value, dict) and key.endswith("_config") else value
+        key: _adapted(value, dtype, vocabulary, untied)
+        if isinstance(value, dict) and key.endswith("_config")
+        else value
         for key, value in config.items()
     }
     if dtype is not None:
@@ -141,4 +153,6 @@ def _adapted(config: dict[str, Any], dtype: torch.dtype | str | None, vocabulary
     size = config.get("vocab_size")
     if vocabulary is not None and isinstance(size, int) and size > vocabulary:
         config["vocab_size"] = vocabulary
+    if untied and "tie_word_embeddings" in config:
+        config["tie_word_embeddings"] = False
     return config

@@ -21,7 +21,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from mergeline.checkpoints import atomic
 from mergeline.checkpoints.encoding import NAMES, Spec, data_of, encode_header, nbytes
-from mergeline.checkpoints.files import SUFFIXES, digest_of_files
+from mergeline.checkpoints.files import SUFFIXES, digest_of_files, is_index
 from mergeline.checkpoints.formats import INDEX
 from mergeline.checkpoints.streams import FlatPiece, check_specs, checked, written_as
 from mergeline.errors import InputError
@@ -266,7 +266,7 @@ def shard_bytes(target: Path, max_shard_size: int | str | None) -> int | None:
         size = TypeAdapter(ByteSize).validate_python(max_shard_size)
     except ValidationError:
         size = ByteSize(0)
-    if size <= 0:
+    if size <= 0 or isinstance(max_shard_size, bool):
         raise InputError(
             f"{target}: max_shard_size is {max_shard_size!r}; give a number of bytes above 0, a size like 5GB, or None"
         )
@@ -277,7 +277,11 @@ def check_options(target: Path, dtype: torch.dtype | None, metadata: Mapping[str
     """InputError for options that cannot be met."""
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: checkpoints are written as safetensors; let the name end in .safetensors")
-    if dtype is not None and not (dtype.is_floating_point and dtype in NAMES):
+    if is_index(target.parent.name) or target.parent.suffix == ".safetensor":
+        raise InputError(
+            f"{target.parent}: is the name of a file, but would be a folder; let a file end in .safetensors"
+        )
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype in NAMES):
         raise InputError(f"{target}: dtype {dtype} is not a floating dtype; use torch.float32, float16 or bfloat16")
     for key, value in (metadata or {}).items():
         if not (isinstance(key, str) and isinstance(value, str)):

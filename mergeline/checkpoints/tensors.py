@@ -183,6 +183,12 @@ class ReaderView(Reader):
         """Rows [start, stop); only these rows are read."""
         return self._inner.read_slice(name, start, stop)
 
+    def read_flat(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries [start, stop), flat, as the inner reader gives them, unless this view changes what rows it reads."""
+        if type(self).read_slice is not ReaderView.read_slice:
+            return super().read_flat(name, start, stop)
+        return self._inner.read_flat(name, start, stop)
+
     def reads_parts(self, name: str) -> bool:
         """As the inner reader."""
         return self._inner.reads_parts(name)

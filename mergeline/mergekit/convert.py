@@ -215,8 +215,7 @@ class _Import:
         found = {text: line for _, entry in used for text, line in filters(entry)}
         words = list(found)
         names, layers = self._names(layout, models, [entry for _, entry in used], words)
-        if not names.real:
-            self._refuse_unknown_filters(names, found)
+        self._refuse_lost_filters(names, found)
         wanted = {}
         for name in names.all:
             part, t = _place(layout.slices, layers, names, name)
@@ -269,13 +268,18 @@ class _Import:
         by_layer = steep is not None or len(layout.slices) > 1
         real = _real_names(models) if words or by_layer else None
         if real is not None:
-            return names_of(real), layers
+            return names_of(*real), layers
         numbered = any(re.search(r"\d", text) for text in words)
         return names_of_llama(layers or (MOST_LAYERS if numbered else 1)), layers
 
-    def _refuse_unknown_filters(self, names: Names, found: Mapping[str, int]) -> None:
+    def _refuse_lost_filters(self, names: Names, found: Mapping[str, int]) -> None:
+        """Those that no pattern could stand for. (A filter that fits nothing in a real checkpoint does nothing.)"""
         for text, line in found.items():
-            if not any(text in name for name in names.all):
+            if any(text in name for name in names.all):
+                continue
+            for name, other in [pair for pair in names.tied.items() if text in pair[0]][:1]:
+                self._fault(line, f"filter '{text}' fits '{name}' only, which is tied to '{other}'; write that name")
+            if not names.real:
                 self._fault(
                     line,
                     f"filter '{text}' is part of no name of a Llama's tensors, and no model is here to tell its names; "
@@ -348,8 +352,8 @@ def _place(slices: Sequence[Slice], layers: int | None, names: Names, name: str)
     return part, (layer - part.start) / (count - 1) if count > 1 else 1.0
 
 
-def _real_names(models: Sequence[Model]) -> Iterator[str] | None:
-    """The names of the parameters of the first model that is here."""
+def _real_names(models: Sequence[Model]) -> tuple[list[str], Mapping[str, str]] | None:
+    """The names of the parameters of the first model that is here, and the names that are tied to them."""
     from mergeline.checkpoints.readers import open_checkpoint
     from mergeline.merging.patterns import is_copied
 
@@ -360,7 +364,7 @@ def _real_names(models: Sequence[Model]) -> Iterator[str] | None:
             except InputError:
                 continue
             tied = reader.tied()
-            return iter([name for name in reader.names() if not is_copied(reader, name) and name not in tied])
+            return [name for name in reader.names() if not is_copied(reader, name) and name not in tied], tied
     return None
 
 

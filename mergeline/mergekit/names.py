@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 STEMS = ("layers", "layer", "h", "blocks", "block")  # what models call the list of their layers; llama's first
 INPUTS = ("embed_tokens", "wte", "wpe", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
@@ -17,11 +17,12 @@ LLAMA_LAYER = (
 
 @dataclass(frozen=True)
 class Names:
-    """Names of tensors. real: those of a checkpoint; else those of a Llama."""
+    """Names of tensors. real: those of a checkpoint; else those of a Llama. tied: other name -> one of them."""
 
     all: Sequence[str]
     stem: str
     real: bool
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     def layer(self, name: str) -> int | None:
         """The layer of a tensor, None outside the layers."""
@@ -33,12 +34,12 @@ class Names:
         return self.layer(name) is None and any(part in name for part in INPUTS)
 
 
-def names_of(checkpoint: Iterable[str]) -> Names:
-    """The names of a checkpoint; its layers are what most numbered names begin with."""
+def names_of(checkpoint: Iterable[str], tied: Mapping[str, str]) -> Names:
+    """The names of a checkpoint and those that are tied to them; its layers are what most numbered names begin with."""
     found = sorted(checkpoint)
     stems = Counter(match[1] for name in found if (match := re.search(r"(?:^|\.)([^.]+)\.\d+\.", name)))
     stem = max(stems, key=lambda word: (stems[word], word in STEMS), default=STEMS[0])
-    return Names(found, stem, True)
+    return Names(found, stem, True, tied)
 
 
 def names_of_llama(layers: int) -> Names:

@@ -88,7 +88,9 @@ class Job:
                     f"the statistics of group {group!r} are of {json.dumps(made)}, not of {json.dumps(wanted)}; "
                     "compute them again."
                 )
-        return {group: {name: value for name, value in labelled[group].items() if name != OF} for group in labelled}
+        return {
+            group: {name: value for name, value in labelled[group].items() if name != OF} for group in self.groups()
+        }
 
     def _origin(self, names: Sequence[str]) -> dict[str, Any]:
         """What the statistics of a group depend on, but for the numbers in the tensors, as JSON would give it back."""
@@ -128,7 +130,7 @@ def prepare(
     entry = registry.get(method)
     values = entry.validate_options(options)
     grouping = entry.choose_granularity(granularity)
-    if not isinstance(chunk, int) or chunk < 1:
+    if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1:
         raise InputError(f"chunk must be a whole number, at least 1, not {chunk!r}.")
     readers = [] if isinstance(readers, str | Path | Mapping) else list(readers)
     if not readers:

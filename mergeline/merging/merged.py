@@ -32,6 +32,7 @@ class MergedTensors(Iterator[tuple[str, Tensor]]):
         self._specs = {name: _spec(job, name, out_dtype) for name in job.treatments}
         self.metadata = _aliases_in_files(job)  # alias -> stored name, for the header of the file
         self.specs = {name: spec for name, spec in self._specs.items() if name not in self.metadata}  # what is stored
+        self.untied = bool(job.first.tied().keys() - job.aliases.keys())  # what the first model ties, others do not
         self._pairs = self._tensors()
 
     def __next__(self) -> tuple[str, Tensor]:

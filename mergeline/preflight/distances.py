@@ -59,7 +59,8 @@ def distance(model: Reader, base: Reader, *, sampled: int = SAMPLED) -> Distance
     cosine = (base_square + model_square - square) / 2 / norms if norms else 0.0
     ratio = math.sqrt(square / base_square)
     vectors = [name for name in parameters if len(model.shape(name)) < 2]
-    same = not ratio and all(torch.equal(model[name].double(), base[name].double()) for name in vectors)
+    equal = seen == total and not ratio
+    same = equal and all(torch.equal(model[name].double(), base[name].double()) for name in vectors)
     return Distance(model.source, base.source, ratio, min(max(cosine, -1.0), 1.0), seen / total, same)
 
 

@@ -35,7 +35,7 @@ class Distance:
     """How far a task model is from its base, over its matrices.
 
     ratio: ||model - base|| / ||base||. cosine: of the two as vectors. share: of the entries that were looked at.
-    same: whether no parameter differs, be it of a matrix or of a vector.
+    same: whether no parameter differs, be it of a matrix or of a vector; False where not all were looked at.
     """
 
     model: str
@@ -48,7 +48,8 @@ class Distance:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the merges of a run take, about. read, written: bytes of the plan's own merge; passes: over the inputs.
+    """What the merges of a run take, about. read, written: bytes of the plan's own merge; passes: over the inputs;
+    complete: whether the sizes of all inputs are known, else `read` is of those that are.
 
     merges: how many there are, with the rows of the table that the result is compared with. memory: anonymous bytes of
     the merge itself. seconds: of all merges, None where a trial was not possible. download: bytes known to be fetched.
@@ -61,6 +62,7 @@ class Forecast:
     memory: int
     seconds: float | None
     download: int
+    complete: bool = True
 
 
 @dataclass(frozen=True)

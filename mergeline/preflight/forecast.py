@@ -106,7 +106,12 @@ def memory(method: str, shapes: Sequence[tuple[int, ...]], *, models: int, bases
 
 def free_space(folder: Path) -> int:
     """Bytes that the disk of a folder, which need not exist yet, has left."""
-    place = folder.absolute()
+    return shutil.disk_usage(existing_parent(folder)).free
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself, or the innermost of the folders around it that exists."""
+    place = path.absolute()
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place).free
+    return place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from mergeline.merging.registry import get
 from mergeline.plan import INITIAL, Merge, Plan
 from mergeline.preflight.distances import alarm, distance
 from mergeline.preflight.findings import Distance, Forecast, Preflight, Source
-from mergeline.preflight.forecast import free_space, memory, trial
+from mergeline.preflight.forecast import existing_parent, free_space, memory, trial
 from mergeline.preflight.result import result_files
 from mergeline.preflight.sources import Locate, ask, describe, located
 from mergeline.preflight.tensors import unfitting
@@ -47,7 +48,7 @@ def inspect_plan(plan: Plan, *, held: Locate = lambda sha256: None, beside: Sequ
     are compared.
     """
     opened = _open_all(plan, held)
-    faults = list(opened.faults)
+    faults = [*opened.faults, *_output_faults(plan.output)]
     common = plan.merge.vocabulary == "common"
     if len(opened.readers) > 1:
         faults += unfitting(list(opened.readers.values()), common_vocabulary=common)
@@ -218,7 +219,16 @@ def _forecast(plan: Plan, opened: _Opened, files: Mapping[str, int] | None, spee
         ),
         seconds=sum(seconds) if len(seconds) == len(merges) else None,
         download=sum(source.bytes or 0 for source in opened.sources.values() if source.path is None),
+        complete=all(opened.sources[spec.name].bytes is not None for spec in used),
     )
+
+
+def _output_faults(folder: Path) -> list[str]:
+    """Where the folder of the result cannot be made."""
+    place = existing_parent(folder)
+    if place.is_dir() and os.access(place, os.W_OK):
+        return []
+    return [f"output: '{folder}' cannot be written: '{place}' is no folder that may be written to; choose another one"]
 
 
 def _space_alarms(folder: Path, forecast: Forecast) -> list[str]:

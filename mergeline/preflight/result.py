@@ -28,8 +28,9 @@ def result_files(
     name = output_name(path) if folder.is_dir() else "model.safetensors"
     size = shard_size(name, plan.merge.max_shard_size)
     files = file_sizes(plan.output / name, tensors.specs, size, tensors.metadata)
-    carried = companion_sizes(folder, dtype=plan.merge.out_dtype, vocabulary=vocabulary) if folder.is_dir() else {}
-    return files | carried
+    if not folder.is_dir():
+        return files
+    return files | companion_sizes(folder, dtype=plan.merge.out_dtype, vocabulary=vocabulary, untied=tensors.untied)
 
 
 def _like(plan: Plan, readers: Mapping[str, Reader], paths: Mapping[str, Path | None]) -> tuple[Path, int | None]:

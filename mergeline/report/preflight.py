@@ -118,7 +118,8 @@ def _written(found: Preflight) -> Iterator[str]:
 
 def _costs(forecast: Forecast) -> Iterator[str]:
     passes = f", {forecast.passes:.0f} times over" if forecast.passes and forecast.passes >= 1.5 else ""
-    yield f"  the merge reads {size_text(forecast.read)}{passes}, in about {size_text(forecast.memory)} of memory"
+    read = f"{'' if forecast.complete else 'at least '}{size_text(forecast.read)}"
+    yield f"  the merge reads {read}{passes}, in about {size_text(forecast.memory)} of memory"
     if forecast.download:
         yield f"  {size_text(forecast.download)} or more are downloaded first"
     merges = "the merge" if forecast.merges == 1 else f"{forecast.merges} merges, with those it is compared with,"

@@ -9,7 +9,9 @@ from mergeline.alignment.alignment import Alignment, identity_alignment
 from mergeline.alignment.apply import AlignedReader, apply_alignment, merge_aligned
 from mergeline.alignment.solve import align
 from mergeline.checkpoints.readers import Reader, open_checkpoint
+from mergeline.checkpoints.tensors import WithoutTensors
 from mergeline.errors import InputError
+from mergeline.merging.engine import merge
 from mergeline.models.resnet import resnet
 from mergeline.symmetry.layout import width
 from mergeline.symmetry.symmetry import Symmetry, parameter_layout
@@ -197,6 +199,17 @@ def test_rows_are_gathered_alone_where_their_order_allows_it(axes, alone):
     assert not torch.equal(whole, tensor)
     for start in range(len(whole)):
         assert torch.equal(view.read_slice("weight", start, start + 2), whole[start : start + 2])
+
+
+def test_rows_longer_than_a_chunk_are_gathered_once(monkeypatch):
+    alignment, tensor = layered(("_3", "groups * inner"))
+    gathered, read = [], AlignedReader.read_slice
+    monkeypatch.setattr(AlignedReader, "read_slice", lambda self, *span: gathered.append(span[1:]) or read(self, *span))
+    views = [AlignedReader(open_checkpoint({"weight": tensor.float()}), alignment, 0) for _ in range(2)]
+    whole = views[0]["weight"]
+    merged = dict(merge([WithoutTensors(view, []) for view in views], method="average", chunk=4))
+    assert torch.equal(merged["weight"], whole)
+    assert gathered == [(row, row + 1) for row in range(3) for _ in views]
 
 
 @pytest.mark.parametrize(

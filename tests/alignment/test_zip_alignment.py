@@ -189,9 +189,9 @@ def test_zipped_halves_stay_halves(batches, outputs_of_second):
 
 
 def test_each_aligned_tensor_is_computed_once(batches, monkeypatch):
-    """However many chunks it takes: an aligned tensor is computed whole."""
+    """However many chunks it takes: a zipped tensor is computed whole."""
     models = [network(0, outputs=7), network(1, outputs=5)]
-    alignment = align(models, symmetry_of(models[0]), batches=batches)
+    alignment = align(models, symmetry_of(models[0]), method="zip", batches=batches)
     reads, read = [], AlignedReader.read
     monkeypatch.setattr(AlignedReader, "read", lambda self, name: reads.append(name) or read(self, name))
     monkeypatch.setitem(merge.__kwdefaults__, "chunk", 8)

@@ -25,7 +25,7 @@ from transformers import (
 
 import mergeline as ml
 from mergeline.checkpoints.files import output_name
-from mergeline.checkpoints.huggingface import carry_companions
+from mergeline.checkpoints.huggingface import carry_companions, companion_sizes
 from mergeline.checkpoints.readers import open_checkpoint
 from mergeline.checkpoints.vocabulary import common_rows, smallest_vocabulary
 from mergeline.errors import InputError
@@ -121,6 +121,25 @@ def test_tied_weights_of_a_pickled_directory_stay_one_tensor(tmp_path: Path) -> 
     assert open_checkpoint(tmp_path).names() == readers[0].names()
     with torch.no_grad():
         assert torch.allclose(loaded(TOKENS).logits, mean_of(models)(TOKENS).logits, atol=1e-6)
+
+
+def test_a_tied_model_merged_with_an_untied_one_says_that_it_is_untied(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    models = [llama(tied=tied).eval() for tied in (True, False)]
+    for i, model in enumerate(models):
+        model.config.save_pretrained(tmp_path / str(i))
+        torch.save(model.state_dict(), tmp_path / str(i) / "pytorch_model.bin")
+    merged = ml.merge([tmp_path / "0", tmp_path / "1"], method="average")
+    assert merged.untied
+    ml.write_checkpoint(tmp_path / "out", merged)
+    carry_companions(tmp_path / "0", tmp_path / "out", untied=merged.untied)
+    assert companion_sizes(tmp_path / "0", untied=True)["config.json"] == (tmp_path / "out/config.json").stat().st_size
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.config.tie_word_embeddings is False
+    lm_head = (models[0].lm_head.weight + models[1].lm_head.weight) / 2
+    assert torch.allclose(loaded.lm_head.weight, lm_head)
+    assert not torch.allclose(loaded.model.embed_tokens.weight, lm_head)
+    assert not ml.merge([tmp_path / "0", tmp_path / "0"], method="average").untied
 
 
 def test_the_config_says_the_dtype_that_was_written(tmp_path: Path) -> None:

@@ -114,6 +114,18 @@ class FlakyFile:
         return chunk
 
 
+def test_missing_credentials_do_not_pass_by_themselves(
+    memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise type("NoCredentialsError", (Exception,), {})()
+
+    memory.pipe("/model", CONTENT)
+    monkeypatch.setattr(MemoryFileSystem, "open", refuse)
+    with pytest.raises(InputError, match="memory://model: needs credentials, and none are set"):
+        fetch("memory://model", tmp_path / "copy")
+
+
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), TimeoutError(), RuntimeError("key=s3cret")])
 def test_a_file_system_that_fails_midway_is_continued(
     memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -50,7 +50,11 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, pairs: list[tuple[str
     [
         ("m.pt", {}, "let the name end in .safetensors"),
         ("m.safetensors", {"dtype": torch.int8}, "is not a floating dtype"),
+        ("m.safetensors", {"dtype": "bfloat16"}, "is not a floating dtype; use"),
+        ("m.safetensor", {}, "would be a folder; let a file end in .safetensors"),
+        ("model.safetensors.index.json", {}, "would be a folder; let a file end in .safetensors"),
         ("m.safetensors", {"max_shard_size": 0}, "give a number of bytes above 0"),
+        ("m.safetensors", {"max_shard_size": True}, "give a number of bytes above 0"),
         (
             "m.safetensors",
             {"max_shard_size": "5 apples"},

@@ -3,6 +3,7 @@
 import textwrap
 
 import pytest
+import torch
 
 from tests.mergekit.configurations import MODELS, imported, refusal
 
@@ -168,3 +169,18 @@ def test_faults_of_the_models_do_not_hide_the_others(models):
 def test_faults_of_the_layers_do_not_hide_the_others(models):
     ranges = ("[0, 3]", "[0, 3]", "[3, 4]", "[3, 4]", "./one")
     assert lines(refusal(textwrap.dedent(SLICES.format(*ranges)) + "dtype: int4\n")) == ["8", "10"]
+
+
+def test_a_filter_of_a_tied_name_is_refused_with_the_name_that_counts(models, tmp_path):
+    for name in ("one", "two"):
+        state = models[name] | {"lm_head.weight": models[name]["model.embed_tokens.weight"]}
+        torch.save(state, tmp_path / name / "pytorch_model.bin")
+        (tmp_path / name / "model.safetensors").unlink()
+    text = """
+        models:
+          - {model: ./one, parameters: {weight: [{filter: embed, value: 0.3}, {value: 0.5}]}}
+          - {model: ./two, parameters: {weight: 0.5}}
+        merge_method: linear
+    """
+    assert "'embed' fits 'model.embed_tokens.weight' only, which is tied to 'lm_head.weight'" in refusal(text)
+    assert imported(text.replace("embed", "lm_head"))

@@ -162,6 +162,13 @@ def test_statistics_of_other_options_are_refused(options: dict[str, Any]) -> Non
     dict(merge(models, base=base, statistics=statistics, scale=2.0))
 
 
+def test_what_stands_beside_the_groups_in_statistics_is_left_aside() -> None:
+    models, base = [model(1), model(2)], model()
+    statistics: Any = method_statistics(models, base=base)
+    merged = dict(merge(models, base=base, statistics={**statistics, "version": 1}))
+    assert torch.equal(merged["layer.weight"], dict(merge(models, base=base))["layer.weight"])
+
+
 def test_a_keep_ratio_that_keeps_nothing_of_a_small_model_is_refused() -> None:
     with pytest.raises(InputError, match="keeps none of 220 parameters"):
         dict(merge([model(1)], base=model(), keep_ratio=0.004))

@@ -43,6 +43,16 @@ def test_a_sample_says_what_the_whole_says_and_always_the_same():
     assert part.cosine == pytest.approx(whole.cosine, abs=0.01)
 
 
+def test_what_was_not_looked_at_whole_is_not_called_the_same():
+    base = {"w": torch.ones(300, 300)}
+    model = {"w": base["w"].clone()}
+    assert distance(TensorReader(model), TensorReader(base)).same
+    model["w"][-1, -1] = 2
+    part = distance(TensorReader(model), TensorReader(base), sampled=8192)
+    assert (part.ratio, part.same) == (0, False)
+    assert alarm(part, []) is None
+
+
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 1_000_000])
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.999, 1.0])
 def test_what_is_looked_at_lies_in_the_tensor_and_overlaps_nowhere(size, share):

@@ -72,6 +72,21 @@ def test_it_says_what_is_read_and_written_and_writes_nothing(folder):
     assert "model.safetensors" in shown(found)
 
 
+def test_a_result_that_cannot_be_written_is_a_fault(folder):
+    (folder / "file").write_text("kept")
+    found = inspect_plan(plan_of(folder, "output=file/out"))
+    assert [fault.partition(":")[0] for fault in found.faults] == ["output"]
+    assert "choose another one" in found.faults[0]
+
+
+def test_what_is_read_is_a_bound_where_a_checkpoint_is_elsewhere(folder):
+    assert "reads at least" not in shown(inspect_plan(plan_of(folder)))
+    checkpoints = [{"name": "one", "uri": "one.safetensors"}, {"name": "two", "uri": "http://127.0.0.1:1/two.pt"}]
+    found = inspect_plan(plan_of(folder, "align=null", checkpoints=checkpoints, method="average"))
+    assert found.faults == []
+    assert "the merge reads at least" in shown(found)
+
+
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": 300}, {"out_dtype": "bfloat16"}])
 def test_files_and_sizes_are_those_that_the_merge_writes(folder, options):
     found = inspect_plan(plan_of(folder, **options))
