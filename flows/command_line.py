@@ -70,8 +70,7 @@ def _show_plan(plan: Plan) -> int:
     print(f"merge by {plan.merge.method} {options or ''}, publish into {plan.output}")
     for row in comparison_rows(plan) if plan.tasks else ():
         print(f"  {row.label:<48} {row.kind} of {', '.join(row.members)}")
-    measured = bool(plan.tasks)
-    found = inspect_plan(plan, held=held, beside=published_beside(normalization=measured, chart=measured))
+    found = inspect_plan(plan, held=held, beside=published_beside(plan, measured=bool(plan.tasks)))
     show_preflight(found, Console(width=None if sys.stdout.isatty() else 140, highlight=False))
     for fault in found.faults:
         print(fault, file=sys.stderr)

@@ -13,6 +13,7 @@ from tasks.architecture import prove_symmetry
 from tasks.checkpoints import download_checkpoint
 from tasks.evaluation import evaluate
 from tasks.evidence import collector
+from tasks.exporting import export_model
 from tasks.families import represent_family
 from tasks.job import Job
 from tasks.merging import (
@@ -51,13 +52,17 @@ def merge_and_evaluate(plan: Plan) -> Outcome:
     measured = {name: row for name, row in rows.items() if plan.tasks}
     scores = {name: evaluate.submit(**job.evaluation(row, checkpoints, merged)) for name, row in measured.items()}
     comparison = Comparison(plan=plan.name, rows=list(progress.results("evaluate", scores).values()))
+    normalization = progress.results("normalise", statistics)
+    model = (merged | progress.results("normalise", calibrated))[RESULT]
+    programs = {kind: export_model.submit(**call) for kind, call in job.exports(model).items()}
     made = Made(
         checkpoints=checkpoints,
         datasets=job.datasets,
         alignment=alignment,
         coefficients=coefficients.get(RESULT),
-        model=(merged | progress.results("normalise", calibrated))[RESULT],
-        normalization=progress.results("normalise", statistics),
+        model=model,
+        normalization=normalization,
+        exports=progress.results("export", programs),
     )
     drawn = put_json(comparison.model_dump(mode="json"), "comparison")
     charts = {"chart": draw_comparison.submit(drawn)} if comparison.rows else {}

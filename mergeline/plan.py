@@ -262,6 +262,9 @@ class Plan(_Section):
     )
     download: Download = Download()
     tracking: Tracking = Tracking()
+    export: list[Literal["torch", "onnx"]] = Field(
+        default=[], description="programs of the merged module to publish: torch.export (.pt2), ONNX"
+    )
     search: Search | None = None
 
     @property

@@ -26,6 +26,7 @@ def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
     yield from _evidence_faults(raw, checkpoints)
     yield from _align_faults(raw)
     yield from _missing_sections(raw, checkpoints)
+    yield from _export_faults(raw)
     yield from architecture_faults(raw.get("architecture"))
     yield from output_faults(raw.get("output", "data/merged"))
 
@@ -234,3 +235,13 @@ def _missing_sections(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) ->
             yield f"{section}: is missing; the models of `tasks` are evaluated with it"
         elif raw.get("align", {}) is not None and len(families) > 1:
             yield f"{section}: is missing; models of different bases are aligned by it (align: null merges them as is)"
+
+
+def _export_faults(raw: dict[str, Any]) -> Iterator[str]:
+    """Programs of a module that the plan does not describe, or has nothing to check with."""
+    kinds = raw.get("export")
+    for section in ("architecture", "calibration"):
+        if kinds and raw.get(section) is None:
+            yield f"{section}: is missing; `export` makes a program of the module, and checks it on calibration inputs"
+    if isinstance(kinds, list) and len(set(map(str, kinds))) != len(kinds):
+        yield "export: a kind is listed twice"

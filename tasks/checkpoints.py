@@ -30,18 +30,20 @@ def download_checkpoint(name: str, uri: str, sha256: str | None, version: str, m
     from prefect.logging import get_run_logger
 
     from mergeline.checkpoints.folders import fetch_checkpoint
+    from mergeline.checkpoints.licence import licence_of
     from mergeline.checkpoints.readers import open_checkpoint
 
     key = hashlib.sha256(f"{uri} {sha256}".encode()).hexdigest()[:16]
     incoming = store_directory() / "incoming" / key
+    facts = {"name": name} | ({"licence": licence_of(uri)} if uri.startswith("hf://") else {})
     with exclusive(incoming.with_suffix(".lock")):  # two entries of a plan may have the same source
         try:
             fetched = fetch_checkpoint(uri, incoming, sha256=sha256, max_bytes=max_bytes)
             open_checkpoint(fetched)
             if fetched.is_file():
-                ref = take_file(fetched, "checkpoint", name=name)
+                ref = take_file(fetched, "checkpoint", **facts)
             else:
-                ref = put_directory(partial(_move_files, fetched), "checkpoint", name=name)
+                ref = put_directory(partial(_move_files, fetched), "checkpoint", **facts)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
     get_run_logger().info("%s: %d bytes, sha256 %s", name, size_of(ref.path), ref.sha256)

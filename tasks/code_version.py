@@ -8,7 +8,7 @@ a run goes on does not become the version of what the code loaded before compute
 import ast
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec
@@ -45,10 +45,19 @@ def code_version(module: str) -> str:
     The project is mergeline, tasks, and the package that `module` itself lies in (a user's own model code).
     Raises ValueError for a module without a source file, and where one imports a name from the lazy package.
     """
-    with _parsing:
-        lines = [f"{name} {_read(path, name).digest}" for name, path in sorted(_reachable(module).items())]
-    lines += [f"{package} {_installed(package)}" for package in NUMERIC_PACKAGES]
+    lines = _source_lines([module]) + [f"{package} {installed(package)}" for package in NUMERIC_PACKAGES]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def source_digest(modules: Iterable[str]) -> str:
+    """Digest of the sources alone of several modules and what they reach: the same whatever is installed."""
+    return hashlib.sha256("\n".join(_source_lines(modules)).encode()).hexdigest()
+
+
+def _source_lines(modules: Iterable[str]) -> list[str]:
+    with _parsing:
+        found = {name: path for module in modules for name, path in _reachable(module).items()}
+        return [f"{name} {_read(path, name).digest}" for name, path in sorted(found.items())]
 
 
 def _reachable(module: str) -> dict[str, Path]:
@@ -170,7 +179,8 @@ def _modules_in(package: str) -> Iterator[str]:
 
 
 @cache
-def _installed(package: str) -> str:
+def installed(package: str) -> str:
+    """The version of a package, with its build; "absent" where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

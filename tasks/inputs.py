@@ -43,14 +43,20 @@ class DataSlice(BaseModel):
 
 def take_slice(dataset: Dataset, split: str, where: dict[str, str]) -> DataSlice:
     """Bring a split into the content store."""
+    path = dataset.path / f"{split}.parquet"
     return DataSlice(
-        file=take_file(dataset.path / f"{split}.parquet", "dataset", name=f"{dataset.path}/{split}"),
+        file=take_file(path, "dataset", name=f"{dataset.path}/{split}", source=str(path)),
         where=where,
         image_column=dataset.image_column,
         label_column=dataset.label_column,
         mean=dataset.mean,
         std=dataset.std,
     )
+
+
+def take_prototypes(dataset: Dataset) -> ArtifactRef:
+    """Bring the prototypes of a dataset's classes into the content store."""
+    return take_file(dataset.prototypes, "prototypes", source=str(dataset.prototypes))
 
 
 _decoding = Lock()

@@ -7,18 +7,19 @@ from collections import Counter
 from functools import cached_property
 from typing import Any
 
-from mergeline.comparison import Row
+from mergeline.comparison import Row, aligns
 from mergeline.errors import InputError
 from mergeline.plan import Align, BalanceSearch, Calibration, Checkpoint, Plan, Task
 from mergeline.report.result import RowScores
 from tasks.architecture import ArchitectureSpec, rule_version, specify
 from tasks.checkpoints import size_of, source_version
+from tasks.code_version import installed
 from tasks.evaluation import Domain
 from tasks.evidence import TaskData
-from tasks.inputs import DataSlice, take_slice
+from tasks.inputs import DataSlice, take_prototypes, take_slice
 from tasks.merging import MergeInputs, evidence_of, merge_models
 from tasks.policy import at_hand
-from tasks.store import ArtifactRef, take_file
+from tasks.store import ArtifactRef
 
 
 class Job:
@@ -151,6 +152,18 @@ class Job:
         options |= {name: value for name, value in grouping.items() if value}
         return {"inputs": inputs, "method": row.merge.method, "options": options}
 
+    def exports(self, model: ArtifactRef) -> dict[str, dict[str, Any]]:
+        """Arguments of the export of the result, by kind. What is installed counts: what was missing may be there."""
+        if not self.plan.export:
+            return {}
+        from mergeline.export import PACKAGES
+
+        shared = {"model": model, "architecture": self.architecture, "calibration": self.calibration}
+        return {
+            kind: {"kind": kind, "packages": {name: installed(name) for name in PACKAGES[kind]}, **shared}
+            for kind in self.plan.export
+        }
+
     def reset(self, model: ArtifactRef) -> dict[str, Any]:
         """Arguments of a normalisation reset on the data of all domains."""
         return {"model": model, "max_shard_size": self.plan.merge.max_shard_size} | self.calibration_inputs
@@ -189,9 +202,13 @@ class Job:
     @property
     def datasets(self) -> dict[str, ArtifactRef]:
         """Every file of data that the run looks at, by name."""
-        slices = [domain.examples for domain in self.domains]
-        if self.plan.calibration:
+        plan, slices = self.plan, [domain.examples for domain in self.domains]
+        if plan.calibration:
             slices = [self.calibration, *slices]
+        if plan.align and aligns(plan) and plan.align.balance_search:
+            slices += [domain.examples for domain in self.domains_on(plan.align.balance_search.split)]
+        if evidence_of(plan.merge):
+            slices += [self._task_data(task, plan.merge.evidence.split).examples for task in plan.tasks]
         prototypes = {f"{domain.name} prototypes": domain.prototypes for domain in self.domains}
         return {str(piece.file.metadata["name"]): piece.file for piece in slices} | prototypes
 
@@ -205,7 +222,7 @@ class Job:
         dataset = self.plan.datasets[task.dataset]
         return TaskData(
             examples=take_slice(dataset, split, task.where),
-            prototypes=take_file(dataset.prototypes, "prototypes"),
+            prototypes=take_prototypes(dataset),
             classes=task.classes,
         )
 
@@ -242,7 +259,7 @@ class Job:
                     name=re.sub(r"[^\w.-]", "_", name),
                     examples=take_slice(dataset, split or first.split, first.where),
                     calibration=self._calibration(self._calibration_options.where | own),
-                    prototypes=take_file(dataset.prototypes, "prototypes"),
+                    prototypes=take_prototypes(dataset),
                     tasks={task.name: task.classes for task in tasks},
                 )
             )

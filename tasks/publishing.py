@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 from mergeline.plan import Plan
+from mergeline.report.card import MARK, CardFacts, model_card
 from mergeline.report.page import Facts, report_page
 from mergeline.report.result import Comparison
+from tasks.exporting import Exported, exports_record
+from tasks.lineage import lineage
 from tasks.permutations import BALANCE_SEARCH
 from tasks.policy import stage
 from tasks.store import ArtifactRef, file_digests, publish, publish_files, put_directory, put_file, read_json
 
-MODEL, CHART = "model.safetensors", "chart.png"
+MODEL, CHART, CONFIG, CARD = "model.safetensors", "chart.png", "config.json", "README.md"
+OTHER_CARD = "MODEL_CARD.md"
+"""Where the model card goes in a folder whose README.md somebody else wrote."""
 
 
 class Made(BaseModel):
@@ -32,6 +38,7 @@ class Made(BaseModel):
     coefficients: ArtifactRef | None
     model: ArtifactRef
     normalization: dict[str, ArtifactRef]
+    exports: dict[str, Exported] = {}
 
 
 @stage("draw-chart")
@@ -45,12 +52,12 @@ def draw_comparison(scores: ArtifactRef) -> ArtifactRef:
 
 @task(name="publish")
 def publish_run(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef | None) -> None:
-    """Write the merged model, its normalisation per domain, alignment, coefficients, scores, lineage and report.
+    """Write the merged model, its normalisation per domain, alignment, coefficients, scores, lineage, report and card.
 
     What an earlier run published and this one does not have is removed: it would be taken for a part of the result.
     """
     output = plan.output
-    _remove_older(output, keep=[path.name for path in published_files(output, made, comparison)])
+    _remove_older(output, keep=[path.name for path in published_files(plan, made, comparison)])
     if made.model.path.is_dir():
         publish_files(made.model, output)
     else:
@@ -67,22 +74,79 @@ def publish_run(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactR
     )
     _write_json(output / "comparison.json", comparison.model_dump(mode="json"))
     _write_json(output / "metrics.json", comparison.metrics())
-    _write_json(output / "lineage.json", lineage(plan, made))
+    files = file_digests(made.model, MODEL)
+    config = module_config(plan)
+    if config and CONFIG not in files:
+        _write_json(output / CONFIG, config)
+    exports = exports_record(made.exports)
+    if plan.architecture:
+        publish(put_directory(partial(_gather_programs, made.exports, exports), "exports"), output / "exports")
+    known = lineage(plan, made, MODEL)
+    _write_json(output / "lineage.json", known)
     if chart:
         publish(chart, output / CHART)
     _write_text(output / "report.md", report_page(plan, comparison, facts(made), CHART))
+    card = CardFacts(
+        digests=known["checkpoints"],
+        licences={entry["name"]: entry["licence"] for entry in known["inputs"] if entry["kind"] == "checkpoint"},
+        files=list(files),
+        library=_library(made.model.path, config),
+        code=known["code"],
+        packages=known["packages"],
+        exports=exports,
+    )
+    _write_text(card_path(output), model_card(plan, comparison, card))
 
 
-def published_files(output: Path, made: Made, comparison: Comparison) -> list[Path]:
+def published_files(plan: Plan, made: Made, comparison: Comparison) -> list[Path]:
     """What `publish_run` writes, and nothing else that may lie in the folder."""
-    beside = published_beside(normalization=bool(made.normalization), chart=bool(comparison.rows))
-    return [output / name for name in [*file_digests(made.model, MODEL), *beside]]
+    output, beside = plan.output, published_beside(plan, measured=bool(comparison.rows))
+    names = [*file_digests(made.model, MODEL), *beside]
+    return [card_path(output) if name == CARD else output / name for name in dict.fromkeys(names)]
 
 
-def published_beside(*, normalization: bool, chart: bool) -> list[str]:
+def published_beside(plan: Plan, *, measured: bool) -> list[str]:
     """What is published beside the files of the model, folders with a slash at the end."""
-    names = ["alignment/", "coefficients/"] + ["normalization/"] * normalization + [CHART] * chart
-    return [*names, "comparison.json", "metrics.json", "lineage.json", "report.md"]
+    names = ["alignment/", "coefficients/"] + ["normalization/", CHART] * measured
+    names += [CONFIG, "exports/"] if plan.architecture else []
+    return [*names, "comparison.json", "metrics.json", "lineage.json", "report.md", CARD]
+
+
+def card_path(output: Path) -> Path:
+    """Where the model card goes: README.md, unless one lies there that is not ours."""
+    readme = output / CARD
+    ours = not readme.is_file() or MARK in readme.read_text(encoding="utf-8", errors="replace")
+    return readme if ours else output / OTHER_CARD
+
+
+def module_config(plan: Plan) -> dict[str, Any]:
+    """config.json of a model that is no Hugging Face folder: what timm reads, or our factory and its arguments."""
+    if plan.architecture is None:
+        return {}
+    factory, arguments = plan.architecture.factory, dict(plan.architecture.kwargs)
+    if factory.partition(".")[0].partition(":")[0] == "timm" and factory.endswith(":create_model"):
+        name, classes = arguments.pop("model_name", None), arguments.pop("num_classes", None)
+        known = {} if classes is None else {"num_classes": classes}
+        arguments = {key: value for key, value in arguments.items() if not key.startswith("pretrained")}
+        return {"architecture": name, **known, "model_args": arguments, "pretrained_cfg": known}
+    return {"factory": factory, "kwargs": arguments}
+
+
+def _library(model: Path, config: Mapping[str, Any]) -> str:
+    """What loads the published folder: told by the configuration that came with the model, or by ours."""
+    from mergeline.checkpoints.huggingface import read_config
+
+    if (model / "adapter_config.json").is_file():
+        return "peft"
+    config = read_config(model / CONFIG) if (model / CONFIG).is_file() else config
+    return "transformers" if "model_type" in config else "timm" if "architecture" in config else "pytorch"
+
+
+def _gather_programs(exports: dict[str, Exported], record: dict[str, Any], folder: Path) -> None:
+    for kind, made in exports.items():
+        if made.file:
+            shutil.copyfile(made.file.path, folder / record[kind]["file"])
+    (folder / "exports.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _remove_older(output: Path, keep: list[str]) -> None:
@@ -91,29 +155,15 @@ def _remove_older(output: Path, keep: list[str]) -> None:
         older = list(json.loads((output / "lineage.json").read_text()).get("files", [MODEL]))
     except (OSError, ValueError, AttributeError, TypeError):  # none there, or not ours
         return
-    for name in {*older, CHART} - set(keep):
+    for name in {*older, CHART, CONFIG} - set(keep):
         (output / Path(name).name).unlink(missing_ok=True)
-    if "normalization" not in keep:
-        shutil.rmtree(output / "normalization", ignore_errors=True)
+    for name in {"normalization", "exports"} - set(keep):
+        shutil.rmtree(output / name, ignore_errors=True)
 
 
 def _gather(statistics: dict[str, ArtifactRef], folder: Path) -> None:
     for domain, ref in statistics.items():
         shutil.copyfile(ref.path, folder / f"{domain}.safetensors")
-
-
-def lineage(plan: Plan, made: Made) -> dict[str, Any]:
-    """What the result was made of: the plan and the digest of everything that went in and came out."""
-    return {
-        "plan": plan.model_dump(mode="json"),
-        "checkpoints": {name: ref.sha256 for name, ref in made.checkpoints.items()},
-        "datasets": {name: ref.sha256 for name, ref in made.datasets.items()},
-        "alignment": made.alignment.sha256 if made.alignment else None,
-        "coefficients": made.coefficients.sha256 if made.coefficients else None,
-        "model": made.model.sha256,
-        "files": file_digests(made.model, MODEL),
-        "normalization": {domain: ref.sha256 for domain, ref in made.normalization.items()},
-    }
 
 
 def facts(made: Made) -> Facts:

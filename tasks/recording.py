@@ -33,6 +33,7 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
     from prefect.runtime import flow_run
 
     from tasks.tracking import DatasetUse, Tracker
+    from tasks.versioning import version_tags
 
     identity = str(flow_run.id)
     if not plan.tracking.enabled:
@@ -42,15 +43,18 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
     found = facts(made)
     tags = {"prefect.flow_run": identity, "mergeline.plan": plan.name, "mergeline.stages": str(stages)}
     tags |= {f"checkpoint.{name}": ref.sha256 for name, ref in made.checkpoints.items()}
+    published = published_files(plan, made, comparison)
+    tags |= version_tags(plan, made.model.sha256, published)
     run = tracker.record(
         plan.name,
         params=_params(plan),
         metrics=scores(comparison)
         | {f"matched/{group}": value for group, value in found.matched.items()}
         | {f"balance/{balance}": score for balance, score in found.balances.get("tried", {}).items()}
+        | {f"export/{kind}/difference": program.difference for kind, program in made.exports.items() if program.file}
         | {f"seconds/{name}": value for name, value in stage_seconds(identity).items()},
         series={"objective": found.objective},
-        artifacts=[path for path in published_files(plan.output, made, comparison) if _size(path) <= LARGEST],
+        artifacts=[path for path in published if _size(path) <= LARGEST],
         datasets=[DatasetUse(name=name, sha256=ref.sha256, source=name) for name, ref in made.datasets.items()],
         tags=tags,
     )

@@ -66,6 +66,7 @@ def inspect_plan(plan: Plan, *, held: Locate = lambda sha256: None, beside: Sequ
     if forecast is not None:
         alarms += _space_alarms(plan.output, forecast)
     sources = list(opened.sources.values())
+    beside = [name for name in beside if name not in (files or {})]
     return Preflight(sources, plan.output, files, beside, distances, patterns, forecast, faults, alarms)
 
 

@@ -207,7 +207,7 @@ def _quiet_eval(module: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         module.eval()
-        with torch.no_grad(), warnings.catch_warnings(), _silent_log("torch"):
+        with torch.no_grad(), warnings.catch_warnings(), silent_log("torch"):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -217,7 +217,7 @@ def _quiet_eval(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _silent_log(library: str) -> Iterator[None]:
+def silent_log(library: str) -> Iterator[None]:
     """What a library logs goes nowhere: its failures come as exceptions."""
     loggers = [
         logging.getLogger(name)
