@@ -43,14 +43,18 @@ def version_tags(plan: Plan, model: str, published: Iterable[Path]) -> dict[str,
         tags |= {CHANGES: " ".join(changed)[:_TAG_LENGTH]} if changed else {}
     tags |= {MD5 + path.name: dvc_md5(path) for path in published if path.exists()}
     tags |= {PACKAGE + name: version for name, version in package_versions().items()}
-    facts = {"python": platform.python_version(), "platform": platform.platform(), "processor": _processor()}
-    return tags | {MACHINE + name: value for name, value in facts.items()}
+    return tags | {MACHINE + name: value for name, value in machine_facts().items()}
 
 
 def package_versions() -> dict[str, str]:
     """Name -> version, with the build, of what computes and is installed."""
     found = {name: installed(name) for name in (*COMPUTING, *EXPORTING)}
     return {name: version for name, version in found.items() if version != "absent"}
+
+
+def machine_facts() -> dict[str, str]:
+    """What a result should not depend on, but might."""
+    return {"python": platform.python_version(), "platform": platform.platform(), "processor": _processor()}
 
 
 def plan_digest(plan: Mapping[str, Any]) -> str:

@@ -1,0 +1,155 @@
+"""A recorded run made again in a fresh clone: its inputs, its plan, and what came out compared byte for byte."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mergeline.checkpoints.files import digest_of_files
+from mergeline.errors import InputError
+from tasks._env import tool_settings
+from tasks.run_lookup import RecordedRun
+from tasks.store import digest, held
+from tasks.versioning import CHANGES, CODE, DIRTY, MACHINE, MD5, PACKAGE, dvc_md5, machine_facts, package_versions
+
+REBUILT, PLAN_FILE = "rebuilt", "rebuilt.yaml"
+COMPARED = ("normalization", "alignment", "coefficients", "metrics.json")  # beside the files of the model
+_TOLD_ELSEWHERE = ("notify", "registry", "promotion")  # sections of what is done with a result
+
+
+def bring_inputs(run: RecordedRun, project: Path, clone: Path) -> None:
+    """Put every local input into the clone that its commit does not have: from the working tree, or from the store.
+
+    InputError naming every input that is nowhere, or is another one than the run read.
+    """
+    faults = [fault for entry in run.lineage["inputs"] for fault in _bring(entry, project, clone)]
+    if faults:
+        raise InputError("\n".join([*faults, "`dvc pull` or `git lfs pull` may bring files back; then try again"]))
+
+
+def _bring(entry: Mapping[str, Any], project: Path, clone: Path) -> Iterator[str]:
+    source = str(entry["source"]).removeprefix("file://")
+    if "://" in source or source.startswith("models:/") or source.startswith("runs:/"):
+        return  # is downloaded, and its digest compared, by the run
+    files = entry.get("files") or {"": entry["sha256"]}
+    for name, sha256 in files.items():
+        relative = Path(source) if not name else _folder_of(source, project, clone) / name
+        found = {place: _sha256(place / relative) for place in (clone, project)}
+        if found[clone] == sha256:
+            continue
+        kept = project / relative if found[project] == sha256 else held(sha256)
+        if kept is None or relative.is_absolute():
+            other = found[project] or found[clone]
+            state = f"has sha256 {other}" if other else "is neither in the commit, nor in the working tree or the store"
+            yield f"{entry['kind']} {entry['name']}: {relative} {state}; the run read {sha256}"
+            continue
+        (clone / relative).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(kept, clone / relative)
+
+
+def _folder_of(source: str, project: Path, clone: Path) -> Path:
+    """The folder of a checkpoint of many files, which its folder or an index in it may name."""
+    path = Path(source)
+    return path.parent if any((place / path).is_file() for place in (project, clone)) else path
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        return digest(path) if path.is_file() else None
+    except OSError:
+        return None
+
+
+def write_plan(run: RecordedRun, clone: Path) -> Path:
+    """The recorded plan with every checkpoint pinned to what was read, less what only compares and tells."""
+    plan = copy.deepcopy(run.lineage["plan"])
+    pins = {
+        entry["name"]: digest_of_files(entry["files"]) if entry.get("files") else entry["sha256"]
+        for entry in run.lineage["inputs"]
+        if entry["kind"] == "checkpoint"
+    }
+    for checkpoint in plan["checkpoints"]:
+        checkpoint["sha256"] = pins[checkpoint["name"]]
+    plan = {name: value for name, value in plan.items() if name not in _TOLD_ELSEWHERE}
+    plan["output"] = REBUILT
+    plan["tracking"]["enabled"] = False
+    plan["evaluation"]["compare"] = []
+    own = {"runner": "threads", "workers": None, "export": []}
+    plan |= {name: value for name, value in own.items() if name in plan}
+    path = clone / PLAN_FILE
+    path.write_text(json.dumps(plan, indent=1) + "\n")  # JSON is YAML
+    return path
+
+
+def differences(run: RecordedRun, clone: Path, state: Path) -> list[str]:
+    """One sentence for everything that is not as it was and may change a byte: code, packages, processor."""
+    found = []
+    code = _code_in(clone, state)
+    if code != run.tags[CODE]:
+        why = "at this commit the code is another one"
+        if run.tags.get(DIRTY) == "true":
+            why = f"the run was made with changes that were not committed: {run.tags.get(CHANGES, '')}"
+        found.append(
+            f"code: {why} (digest {run.tags[CODE][:16]} then, {(code or 'unknown')[:16]} in {run.commit[:12]})"
+        )
+    now = package_versions()
+    for tag, then in run.tags.items():
+        name = tag.removeprefix(PACKAGE)
+        if tag.startswith(PACKAGE) and now.get(name) != then:
+            found.append(f"package {name}: {then} then, {now.get(name, 'absent')} now")
+    for name, value in machine_facts().items():
+        then = run.tags.get(MACHINE + name, value)
+        if name != "platform" and then != value:
+            found.append(f"{name}: {then} then, {value} now")
+    return found
+
+
+def _code_in(clone: Path, state: Path) -> str | None:
+    """The digest of the code of a clone, as it computes it itself; None where it cannot."""
+    program = (
+        "from mergeline.plan_file import load_plan; from tasks.lineage import code_digest; "
+        f"print(code_digest(load_plan('{PLAN_FILE}')))"
+    )
+    done = _python(clone, state, "-c", program)
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def run_plan(clone: Path, state: Path) -> Path:
+    """Run the main job of a clone on state of its own, so that nothing is taken from a cache; returns the result.
+
+    InputError with what it said where it failed.
+    """
+    done = _python(clone, state, "-m", "flows.merge_and_evaluate", "--no-table", "--params", PLAN_FILE)
+    if done.returncode:
+        raise InputError(f"the run in the clone failed (exit code {done.returncode}):\n{done.stderr.strip()[-4000:]}")
+    return clone / REBUILT
+
+
+def _python(clone: Path, state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    settings = {name: value for name, value in tool_settings(state).items() if name != "HF_HOME"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("MERGELINE_ROOT", "PYTHONPATH")}
+    environment |= settings | {"MERGELINE_STATE": str(state)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
+
+
+def unlike(run: RecordedRun, rebuilt: Path) -> tuple[list[str], list[str]]:
+    """Names of what came out the same to the last byte, and one sentence for each of the others."""
+    expected = {name: ("sha256", sha256) for name, sha256 in run.lineage["files"].items()}
+    expected |= {name: ("md5", md5) for name in COMPARED if (md5 := run.tags.get(MD5 + name))}
+    same, other = [], []
+    for name, (kind, then) in expected.items():
+        path = rebuilt / name
+        now = None if not path.exists() else digest(path) if kind == "sha256" else dvc_md5(path)
+        if now == then:
+            same.append(name)
+        else:
+            other.append(f"{name}: {kind} {then} then, {now or 'not made'} now")
+    return same, other
