@@ -47,10 +47,9 @@ def rebuild(run_id: str, into: Path | None, *, check: bool) -> int:
 
 def find_run(path: Path) -> int:
     """Print the runs that published a file or folder: by its content, or where it is not here by dvc.lock."""
-    named = path / "lineage.json" if (path / "lineage.json").is_file() else path  # a whole result
-    md5 = dvc_md5(named) if named.exists() else locked_md5(project_root(), named)
-    if md5 is None and (md5 := locked_md5(project_root(), path / "lineage.json")):
-        named = path / "lineage.json"
+    root, lineage = project_root(), path / "lineage.json"  # which names a whole result
+    named = lineage if lineage.is_file() or locked_md5(root, lineage) else path
+    md5 = dvc_md5(named) if named.exists() else locked_md5(root, named)
     if md5 is None:
         raise InputError(f"{path} is neither here nor in dvc.lock")
     lines = runs_that_published(named.name, md5)

@@ -54,6 +54,7 @@ def tool_settings(state: Path) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": f"sqlite:///{state / '.mlflow' / 'mlflow.db'}",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is down costs seconds, not minutes
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "DVC_NO_ANALYTICS": "1",
         "HF_HOME": str(state / ".hf"),
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -81,7 +81,7 @@ def write_plan(run: RecordedRun, clone: Path) -> Path:
     plan["output"] = REBUILT
     plan["tracking"]["enabled"] = False
     plan["evaluation"]["compare"] = []
-    own = {"runner": "threads", "workers": None, "export": []}
+    own: dict[str, Any] = {"runner": "threads", "workers": None, "export": []}
     plan |= {name: value for name, value in own.items() if name in plan}
     path = clone / PLAN_FILE
     path.write_text(json.dumps(plan, indent=1) + "\n")  # JSON is YAML
@@ -96,14 +96,13 @@ def differences(run: RecordedRun, clone: Path, state: Path) -> list[str]:
         why = "at this commit the code is another one"
         if run.tags.get(DIRTY) == "true":
             why = f"the run was made with changes that were not committed: {run.tags.get(CHANGES, '')}"
-        found.append(
-            f"code: {why} (digest {run.tags[CODE][:16]} then, {(code or 'unknown')[:16]} in {run.commit[:12]})"
-        )
-    now = package_versions()
+        now = (code or "unknown")[:16]
+        found.append(f"code: {why} (digest {run.tags[CODE][:16]} then, {now} in {run.commit[:12]})")
+    packages = package_versions()
     for tag, then in run.tags.items():
         name = tag.removeprefix(PACKAGE)
-        if tag.startswith(PACKAGE) and now.get(name) != then:
-            found.append(f"package {name}: {then} then, {now.get(name, 'absent')} now")
+        if tag.startswith(PACKAGE) and packages.get(name) != then:
+            found.append(f"package {name}: {then} then, {packages.get(name, 'absent')} now")
     for name, value in machine_facts().items():
         then = run.tags.get(MACHINE + name, value)
         if name != "platform" and then != value:
