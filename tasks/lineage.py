@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeline.checkpoints.licence import UNKNOWN, licence_of
+from mergeline.checkpoints.transfer import shown
 from mergeline.plan import Plan
 from tasks.checkpoints import size_of
 from tasks.code_version import installed, source_digest
@@ -52,7 +53,8 @@ def inputs(plan: Plan, made: Made) -> list[dict[str, Any]]:
     found = []
     for spec in plan.checkpoints:
         ref = made.checkpoints[spec.name]
-        entry = {"kind": "checkpoint", "name": spec.name, "source": spec.uri, **_bytes(ref)}
+        source = ref.metadata.get("source", shown(spec.uri))  # which may say more: the version behind an alias
+        entry = {"kind": "checkpoint", "name": spec.name, "source": source, **_bytes(ref)}
         found.append(entry | {"licence": licence(spec.uri, ref)})
     for name, ref in made.datasets.items():
         found.append({"kind": ref.kind, "name": name, "source": ref.metadata.get("source"), **_bytes(ref)})

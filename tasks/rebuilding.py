@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def bring_inputs(run: RecordedRun, project: Path, clone: Path) -> None:
 
 def _bring(entry: Mapping[str, Any], project: Path, clone: Path) -> Iterator[str]:
     source = str(entry["source"]).removeprefix("file://")
-    if "://" in source or source.startswith("models:/") or source.startswith("runs:/"):
+    if re.match(r"\w[\w+.-]*:/", source):
         return  # is downloaded, and its digest compared, by the run
     files = entry.get("files") or {"": entry["sha256"]}
     for name, sha256 in files.items():
@@ -70,13 +71,12 @@ def _sha256(path: Path) -> str | None:
 def write_plan(run: RecordedRun, clone: Path) -> Path:
     """The recorded plan with every checkpoint pinned to what was read, less what only compares and tells."""
     plan = copy.deepcopy(run.lineage["plan"])
-    pins = {
-        entry["name"]: digest_of_files(entry["files"]) if entry.get("files") else entry["sha256"]
-        for entry in run.lineage["inputs"]
-        if entry["kind"] == "checkpoint"
-    }
+    read = {entry["name"]: entry for entry in run.lineage["inputs"] if entry["kind"] == "checkpoint"}
     for checkpoint in plan["checkpoints"]:
-        checkpoint["sha256"] = pins[checkpoint["name"]]
+        entry = read[checkpoint["name"]]
+        checkpoint["sha256"] = digest_of_files(entry["files"]) if entry.get("files") else entry["sha256"]
+        if re.match("(models|runs):/", entry["source"]):
+            checkpoint["uri"] = entry["source"]  # the version, where the plan names an alias
     plan = {name: value for name, value in plan.items() if name not in _TOLD_ELSEWHERE}
     plan["output"] = REBUILT
     plan["tracking"]["enabled"] = False
@@ -132,7 +132,8 @@ def run_plan(clone: Path, state: Path) -> Path:
 
 
 def _python(clone: Path, state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    settings = {name: value for name, value in tool_settings(state).items() if name != "HF_HOME"}
+    kept = ("HF_HOME", "MLFLOW_TRACKING_URI")  # where checkpoints may come from
+    settings = {name: value for name, value in tool_settings(state).items() if name not in kept}
     environment = {name: value for name, value in os.environ.items() if name not in ("MERGELINE_ROOT", "PYTHONPATH")}
     environment |= settings | {"MERGELINE_STATE": str(state)}
     command = [sys.executable, *arguments]

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from mergeline.checkpoints.licence import UNKNOWN
+from mergeline.checkpoints.transfer import shown
 from mergeline.plan import Plan
 from mergeline.report.result import Comparison
 from mergeline.report.table import markdown_table
@@ -165,7 +166,7 @@ def _parents(plan: Plan, facts: CardFacts) -> str:
     for spec in plan.checkpoints:
         role = "base" if spec.name in bases else f"fine-tuned from {spec.base}" if spec.base else "model"
         licence, digest = facts.licences[spec.name], facts.digests[spec.name]
-        lines.append(f"| {spec.name} | {role} | `{spec.uri}` | {licence} | `{digest}` |")
+        lines.append(f"| {spec.name} | {role} | `{shown(spec.uri)}` | {licence} | `{digest}` |")
     return "\n".join(lines)
 
 
