@@ -44,7 +44,7 @@ def export_module(kind: str, module: nn.Module, inputs: Tensor, path: Path) -> f
     try:
         with _quiet():
             program = _traced(module, torch.zeros_like(inputs[:2]))
-            (_write_onnx if kind == "onnx" else torch.export.save)(program, path)
+            (_write_onnx if kind == "onnx" else _write_torch)(program, path)
             found = _difference(module, _runner(kind, path), inputs)
     except InputError:
         raise
@@ -66,6 +66,11 @@ def _traced(module: nn.Module, example: Tensor) -> ExportedProgram:
         for node in graph.graph.nodes if isinstance(graph, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # paths of this machine
     return program
+
+
+def _write_torch(program: ExportedProgram, path: Path) -> None:
+    with path.open("wb") as file:  # told a path, it would write the file's name into it
+        torch.export.save(program, file)
 
 
 def _write_onnx(program: ExportedProgram, path: Path) -> None:

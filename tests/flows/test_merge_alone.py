@@ -58,6 +58,7 @@ def entries(paths, *names, base=None):
 
 
 def test_language_models_become_a_folder_that_from_pretrained_opens(language_models, project, tmp_path):
+    from huggingface_hub import ModelCard
     from transformers import AutoModelForCausalLM
 
     import mergeline as ml
@@ -66,8 +67,8 @@ def test_language_models_become_a_folder_that_from_pretrained_opens(language_mod
     checkpoints = [*entries(paths, "base"), *entries(paths, "code", "chat", base="base")]
     merge = {"method": "ties", "keep_ratio": 0.3, "max_shard_size": "50KB", "out_dtype": "float32"}
     path = write_plan(tmp_path, checkpoints, merge)
-    beside = published_beside(normalization=False, chart=False)
-    foretold = inspect_plan(plan_for(project / "llm", path=path), beside=beside)
+    plan = plan_for(project / "llm", path=path)
+    foretold = inspect_plan(plan, beside=published_beside(plan, measured=False))
     outcome = run(plan_for(project / "llm", path=path))
     assert sorted(set(stage_names(outcome))) == sorted([*STAGES, "merge-statistics"])
     assert outcome.comparison.rows == []
@@ -100,6 +101,11 @@ def test_language_models_become_a_folder_that_from_pretrained_opens(language_mod
 
     again = run(plan_for(output, path=path))
     assert again.stages.cached == again.stages.total == 3 + 1 + 1
+
+    card = ModelCard.load(output / "README.md")
+    assert card.data.library_name == "transformers"
+    assert "AutoModel.from_pretrained" in card.text
+    assert "fine-tuned from base | `" in card.text
 
     run(plan_for(output, "merge.max_shard_size=null", path=path))  # the shards of before would shadow it
     assert {file.name for file in output.iterdir() if file.suffix == ".safetensors"} == {"model.safetensors"}
@@ -162,5 +168,5 @@ def test_shipped_checkpoints_as_a_single_file(project, tmp_path):
     run(plan_for(project / "file", path=write_plan(tmp_path, checkpoints, {"method": "task_arithmetic"})))
     assert set(published(project / "file")) == {
         *("model.safetensors", "alignment/alignment.json", "coefficients/coefficients.json"),
-        *("comparison.json", "metrics.json", "report.md"),
+        *("comparison.json", "metrics.json", "report.md", "README.md"),
     }

@@ -64,6 +64,7 @@ def test_everything_is_published(first):
         *("model.safetensors", "normalization/clean.safetensors", "normalization/half.safetensors"),
         *("alignment/alignment.json", "alignment/permutations.safetensors", "alignment/symmetry.yaml"),
         *("coefficients/coefficients.json", "comparison.json", "metrics.json", "report.md", "chart.png"),
+        *("README.md", "config.json", "exports/exports.json"),
     }
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["mean"] == outcome.comparison.result.mean.value
