@@ -1,0 +1,130 @@
+"""What git and DVC know of a result: commits, changes, digests as dvc.lock has them, fresh clones."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mergeline.errors import InputError
+from tasks.rebuilding import bring_inputs
+from tasks.run_lookup import RecordedRun
+from tasks.store import digest, take_file
+from tasks.versioning import changes, clone_at, dvc_md5, has_commit, head, locked_md5
+
+
+def git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", "-C", folder, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "test")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "test@localhost")
+    folder = tmp_path / "project"
+    (folder / "data/merged").mkdir(parents=True)
+    for name in ("code.py", "params.yaml", "dvc.lock", "data/merged/metrics.json", "data/a.safetensors"):
+        (folder / name).write_text(name)
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "--message=one")
+    return folder
+
+
+def test_changes_are_what_another_clone_would_lack(repository: Path) -> None:
+    own = [repository / "data/merged", repository / "dvc.lock"]
+    assert changes(repository, own) == []
+    for name in ("dvc.lock", "data/merged/metrics.json", "params.yaml"):
+        (repository / name).write_text("other")
+    (repository / "scratch.txt").touch()
+    assert changes(repository, own) == ["params.yaml"]
+    (repository / "a folder").mkdir()
+    (repository / "a folder/new ä.py").touch()
+    (repository / "code.py").unlink()
+    assert set(changes(repository, own)) == {"params.yaml", "code.py", "a folder/new ä.py"}
+
+
+def test_a_folder_without_git_has_no_commit(tmp_path: Path) -> None:
+    assert head(tmp_path) is None
+    assert changes(tmp_path) == []
+
+
+def test_a_clone_has_the_files_of_a_commit_that_is_on_no_branch(repository: Path, tmp_path: Path) -> None:
+    (repository / "code.py").write_text("two")
+    git(repository, "commit", "--quiet", "--all", "--message=two")
+    second = git(repository, "rev-parse", "HEAD")
+    git(repository, "reset", "--quiet", "--hard", "HEAD~")
+    assert head(repository) != second
+    assert has_commit(repository, second)
+    assert not has_commit(repository, "f" * 40)
+    clone_at(repository, second, tmp_path / "clone")
+    assert (tmp_path / "clone/code.py").read_text() == "two"
+    assert (repository / "code.py").read_text() == "code.py"
+    with pytest.raises(InputError, match="git cannot check out ffff"):
+        clone_at(repository, "f" * 40, tmp_path / "other")
+
+
+@pytest.fixture
+def tracked(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file and a folder that DVC has in dvc.lock, with names that sort differently as paths and as text."""
+    from dvc.cli import main
+
+    for name in ("DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR", "DVC_SITE_CACHE_DIR"):
+        monkeypatch.setenv(name, str(repository.parent / name))
+    monkeypatch.chdir(repository)
+    (repository / "dvc.lock").unlink()
+    (repository / "params.yaml").unlink()
+    names = ["a/b", "a.b", "a-b", "a/c/d", "ä"]
+    make = "; ".join(f"mkdir -p $(dirname out/{name}); echo {name} > out/{name}" for name in names)
+    (repository / "dvc.yaml").write_text(f"stages:\n  make:\n    cmd: {make}; echo x > one\n    outs: [out, one]\n")
+    assert main(["init", "--quiet"]) == 0
+    assert main(["repro", "--quiet"]) == 0
+    return repository
+
+
+def test_digests_are_those_of_dvc(tracked: Path) -> None:
+    for name in ("out", "one"):
+        assert dvc_md5(tracked / name) == locked_md5(tracked, tracked / name)
+        assert locked_md5(tracked, Path(name)) == locked_md5(tracked, tracked / name)
+    assert dvc_md5(tracked / "out").endswith(".dir")
+    assert locked_md5(tracked, tracked / "other") is None
+    (tracked / "dvc.lock").write_text("[]")
+    assert locked_md5(tracked, tracked / "one") is None
+
+
+def run_that_read(*sources: tuple[str, str]) -> RecordedRun:
+    inputs = [{"kind": "checkpoint", "name": name, "source": name, "sha256": sha256} for name, sha256 in sources]
+    return RecordedRun(run_id="1", tags={}, lineage={"inputs": inputs})
+
+
+def test_inputs_come_from_the_working_tree_or_the_store(repository: Path, tmp_path: Path, state: Path) -> None:
+    """Where the commit has them not: they are ignored by git, or were another version."""
+    clone_at(repository, "HEAD", tmp_path / "clone")
+    committed = digest(repository / "data/a.safetensors")
+    (repository / "data/a.safetensors").write_text("newer")
+    (repository / "data/untracked.safetensors").write_text("untracked")
+    (repository / "gone.safetensors").write_text("gone")
+    gone = take_file(repository / "gone.safetensors", "checkpoint").sha256
+    (repository / "gone.safetensors").unlink()
+    untracked = digest(repository / "data/untracked.safetensors")
+    sources = [("data/a.safetensors", committed), ("data/untracked.safetensors", untracked), ("gone.safetensors", gone)]
+    bring_inputs(run_that_read(*sources, ("hf://org/repo@main", "0" * 64)), repository, tmp_path / "clone")
+    for name, sha256 in sources:
+        assert digest(tmp_path / "clone" / name) == sha256
+
+
+def test_every_input_that_is_missing_or_another_is_named(repository: Path, tmp_path: Path, state: Path) -> None:
+    clone_at(repository, "HEAD", tmp_path / "clone")
+    (tmp_path / "outside.safetensors").write_text("outside")
+    sources = ["data/a.safetensors", "data/none.safetensors", str(tmp_path / "outside.safetensors")]
+    with pytest.raises(InputError) as fault:
+        bring_inputs(run_that_read(*((name, "0" * 64) for name in sources)), repository, tmp_path / "clone")
+    first, second, third, advice = str(fault.value).splitlines()
+    assert first.startswith(
+        f"checkpoint {sources[0]}: {sources[0]} has sha256 {digest(repository / sources[0])}; the run"
+    )
+    assert "data/none.safetensors is neither in the commit, nor in the working tree or the store" in second
+    assert f"outside.safetensors has sha256 {digest(tmp_path / 'outside.safetensors')}; the run read 0000" in third
+    assert "dvc pull" in advice
