@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from flows.show_result import save_links, show
 from mergeline.errors import InputError
+from mergeline.redaction import redact
 
 if TYPE_CHECKING:
     from mergeline.plan import Plan
@@ -30,7 +31,7 @@ def run(flow: Callable[[Plan], Outcome]) -> int:
         quiet_prefect()
         outcome = flow(plan)
     except InputError as error:
-        print(error, file=sys.stderr)
+        print(redact(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command again resumes after the last stage that was done", file=sys.stderr)
@@ -39,8 +40,8 @@ def run(flow: Callable[[Plan], Outcome]) -> int:
         print(f"the run failed, and may succeed later: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        traceback.print_exc()
-        print(f"the run failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(redact(traceback.format_exc()), file=sys.stderr)
+        print(redact(f"the run failed: {type(error).__name__}: {error}"), file=sys.stderr)
         print(
             "look at its log with `make ui`; running the same command again resumes after the last stage that was done"
         )
@@ -83,7 +84,10 @@ def quiet_prefect() -> None:
     from prefect.logging.configuration import setup_logging
     from prefect.logging.handlers import PrefectConsoleHandler
 
+    from tasks.logs import log_to_terminal
+
     setup_logging()
+    log_to_terminal()
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")  # of the workers of a cluster
         for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs"):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 
-from flows.show_result import MLFLOW_UI, PREFECT_UI
+from tasks.dashboard import MLFLOW_UI, PREFECT_UI
 
 
 def main() -> int:

@@ -33,6 +33,7 @@ from pydantic import BaseModel
 from tasks._env import state_directory, use_one_thread
 from tasks.code_version import code_version
 from tasks.locks import STAGE_LOCKS
+from tasks.logs import told
 from tasks.store import ArtifactRef
 
 P = ParamSpec("P")
@@ -62,7 +63,7 @@ def stage(
             # Prefect logs an error in the cache key and runs uncached. Here it stops the stage.
             cache_key(name, function, signature.bind(*args, **kwargs).arguments)
             use_one_thread()
-            with _timed(name):
+            with told("stage", name), _timed(name):
                 result = function(*args, **kwargs)
             if not isinstance(result, returns):
                 raise TypeError(f"stage {name} returned {type(result).__name__}, it promises {returns.__name__}")

@@ -12,6 +12,7 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 from mergeline.plan import Plan
+from mergeline.redaction import redact
 from mergeline.report.page import Facts, report_page
 from mergeline.report.result import Comparison
 from tasks.permutations import BALANCE_SEARCH
@@ -139,4 +140,4 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    publish(put_file(lambda draft: draft.write_text(text), path.suffix, "published"), path)
+    publish(put_file(lambda draft: draft.write_text(redact(text)), path.suffix, "published"), path)
