@@ -28,8 +28,15 @@ def run(flow: Callable[[Plan], Outcome]) -> int:
         plan = load_plan(options.params, options.set)
         if options.plan:
             return _show_plan(plan)
+        from tasks.changes import look_for_news, remembered
+
+        news = look_for_news(plan) if options.if_changed else None
+        if news is not None:
+            print(news.summary)
+        if news is not None and not news:
+            return _show_result(plan, options)
         quiet_prefect()
-        outcome = flow(plan)
+        outcome = remembered(flow, plan, news.inputs if news else None)
     except InputError as error:
         print(redact(str(error)), file=sys.stderr)
         return 2
@@ -48,6 +55,10 @@ def run(flow: Callable[[Plan], Outcome]) -> int:
         return 1
     save_links(plan.output, outcome.recorded)
     print(outcome.stages)
+    return _show_result(plan, options)
+
+
+def _show_result(plan: Plan, options: argparse.Namespace) -> int:
     if not options.no_table:
         show(plan.output)
     return 0
@@ -103,5 +114,8 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one field: merge.keep_ratio=0.2"
     )
     parser.add_argument("--plan", action="store_true", help="check the plan, say what would be done, and stop")
+    parser.add_argument(
+        "--if-changed", action="store_true", help="do nothing where no input changed since the last run that succeeded"
+    )
     parser.add_argument("--no-table", action="store_true", help="do not print the result table")
     return parser

@@ -9,9 +9,9 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from mergeline.comparison import comparison_rows
@@ -47,7 +47,7 @@ def pages(recorded: Recorded) -> dict[str, str]:
 
 def show_outcome(plan: Plan, outcome: Outcome) -> Outcome:
     """The table and the links of a run that was published; returns the outcome."""
-    from prefect.artifacts import create_link_artifact, create_table_artifact
+    from prefect.artifacts import create_link_artifact
 
     with _never_mind("the result"):
         report = (plan.output / "report.md").resolve()
@@ -56,8 +56,16 @@ def show_outcome(plan: Plan, outcome: Outcome) -> Outcome:
             create_link_artifact(page, "the run in MLflow", key=artifact_key(plan.name, "mlflow"))
         if outcome.comparison.rows:
             about = f"{plan.name}: accuracy in % ± standard error; published into {plan.output}"
-            create_table_artifact(table(outcome.comparison), artifact_key(plan.name, "result"), about)
+            show_table(plan.name, "result", table(outcome.comparison), about)
     return outcome
+
+
+def show_table(plan: str, what: str, rows: Sequence[Mapping[str, Any]], about: str) -> None:
+    """A table of its own on the page of the run."""
+    from prefect.artifacts import create_table_artifact
+
+    with _never_mind(f"the {what}"):
+        create_table_artifact([dict(row) for row in rows], artifact_key(plan, what), about)
 
 
 def table(comparison: Comparison) -> list[dict[str, str]]:

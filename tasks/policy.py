@@ -12,7 +12,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -108,6 +108,13 @@ def _timed(stage_name: str) -> Iterator[None]:
 def fresh() -> Iterator[None]:
     """Within this block stages ignore what is cached, run, and replace their records (as MERGELINE_FRESH=1 does)."""
     with temporary_settings({PREFECT_TASKS_REFRESH_CACHE: True}):
+        yield
+
+
+@contextmanager
+def recomputing(wanted: bool) -> Iterator[None]:
+    """`fresh`, where it is wanted."""
+    with fresh() if wanted else nullcontext():
         yield
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_type_hints
 
 from tasks.logs import tell, told
 from tasks.notify import notify
@@ -36,6 +36,9 @@ def watched(function: Callable[P, R], name: str) -> Callable[P, R]:
         notify(plan.notify, "success", about | facts)
         return result
 
+    # Prefect reads types from the function that it is given: names would not be found in this module
+    watched_function.__annotations__ = get_type_hints(function)
+    watched_function.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
     return watched_function
 
 
