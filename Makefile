@@ -29,7 +29,7 @@ ui: $(READY) ## start the Prefect server (http://127.0.0.1:4200) and MLflow (htt
 	python -m flows.show_ui
 
 server: $(READY) ## start a Prefect server that stays (http://127.0.0.1:4200), for deployments
-	python -m prefect server start
+	python -m flows.start_server
 
 deploy: $(READY) ## offer the flows of prefect.yaml on the server: schedules, forms
 	python -m prefect work-pool create merges --type process --overwrite

@@ -28,23 +28,22 @@ from tasks.policy import recomputing
 
 LONGEST = 24 * 3600  # seconds
 
-Params = Annotated[str, Field(description="the plan: a file in the project", examples=["params.yaml"])]
-Overrides = Annotated[
-    list[str],
-    Field(description="fields to override, no secrets: they are shown", examples=[["merge.keep_ratio=0.2"]]),
-]
-
 
 @flow(name="merge", flow_run_name="merge {params}", timeout_seconds=LONGEST)
 def merge(
-    params: Params = "params.yaml",
-    overrides: Overrides = [],  # noqa: B006  Prefect makes the form of it
-    only_if_changed: Annotated[
-        bool, Field(description="end at once where no input changed since the last run that succeeded")
-    ] = False,
-    fresh: Annotated[bool, Field(description="compute every stage anew, whatever the cache holds")] = False,
+    params: str = "params.yaml",
+    overrides: list[str] = [],  # noqa: B006  Prefect makes the form of it
+    only_if_changed: bool = False,
+    fresh: bool = False,
 ) -> State[Any]:
-    """Merge the checkpoints of a plan, evaluate the result, publish it; or find that there is nothing new."""
+    """Merge the checkpoints of a plan, evaluate the result, publish it; or find that there is nothing new.
+
+    Args:
+        params: The plan: a file in the project.
+        overrides: Fields to override, such as merge.keep_ratio=0.2. No secrets: this is shown.
+        only_if_changed: End at once where no input changed since the last run that succeeded.
+        fresh: Compute every stage anew, whatever the cache holds.
+    """
     plan = _plan(params, overrides)
     inputs = None
     if only_if_changed:
@@ -59,12 +58,19 @@ def merge(
 
 @flow(name="search", flow_run_name="search {params}", timeout_seconds=LONGEST)
 def search(
-    params: Params = "params.yaml",
-    overrides: Overrides = [],  # noqa: B006
-    trials: Annotated[int | None, Field(ge=1, description="how many trials in all; empty: as the plan says")] = None,
-    output: Annotated[str, Field(description="folder for the best coefficients")] = "data/search",
+    params: str = "params.yaml",
+    overrides: list[str] = [],  # noqa: B006
+    trials: Annotated[int, Field(ge=1)] | None = None,
+    output: str = "data/search",
 ) -> State[Any]:
-    """Look for better coefficients on labelled data of their own."""
+    """Look for better coefficients on labelled data of their own.
+
+    Args:
+        params: The plan: a file in the project.
+        overrides: Fields to override, such as search.method=tpe. No secrets: this is shown.
+        trials: How many trials in all; empty: as the plan says.
+        output: Folder for the best coefficients.
+    """
     wanted = [] if trials is None else [f"search.trials={trials}"]
     plan = _plan(params, [*overrides, *wanted], searched=True)
     return Completed(message=search_coefficients(plan, Path(output)).summary)
@@ -72,17 +78,17 @@ def search(
 
 @flow(name="compare", flow_run_name="compare {params}", timeout_seconds=LONGEST)
 def compare(
-    params: Params = "params.yaml",
-    overrides: Overrides = [],  # noqa: B006
-    grid: Annotated[
-        dict[str, list[Any]],
-        Field(
-            description="fields and their values; empty: the section compare of the plan",
-            examples=[{"merge.keep_ratio": [0.1, 0.3]}],
-        ),
-    ] = {},  # noqa: B006
+    params: str = "params.yaml",
+    overrides: list[str] = [],  # noqa: B006
+    grid: dict[str, list[Any]] = {},  # noqa: B006
 ) -> State[Any]:
-    """Run the plan with every combination of some values, and rank what comes out."""
+    """Run the plan with every combination of some values, and rank what comes out.
+
+    Args:
+        params: The plan: a file in the project.
+        overrides: Fields to override in all runs. No secrets: this is shown.
+        grid: Fields and their values, such as {"merge.keep_ratio": [0.1, 0.3]}; empty: as the plan says.
+    """
     plan = _plan(params, overrides)
     cells = load_cells(params, overrides, grid or (plan.compare.grid if plan.compare else {}))
     leaderboard = compare_methods(plan, cells)

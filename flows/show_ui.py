@@ -19,7 +19,7 @@ def main() -> int:
     options = parser.parse_args()
     host = ["--host", "127.0.0.1", "--port"]
     commands = [
-        ["prefect", "server", "start", *host, options.prefect_port],
+        ["flows.start_server", *host, options.prefect_port],
         ["mlflow", "ui", *host, options.mlflow_port, "--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"]],
     ]
     print(

@@ -43,6 +43,7 @@ class Progress:
         names = {future.task_run_id: name for name, future in futures.items()}
         for future in self._in_order(futures.values(), what):
             self._done += 1
+            future.wait()  # it is done; now it knows its state, too
             if future.state.name == "Cached":
                 tell("stage cached", phase=what, name=names[future.task_run_id])
             if self._artifact:

@@ -26,6 +26,11 @@ class Leaderboard(BaseModel):
     plan: str
     rows: list[LeaderboardRow]
 
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """In a few words, for logs and messages."""
+        return {"cells": len(self.rows), "best": self.rows[0].cell}
+
     def ranked(self, metric: Literal["mean", "joint"]) -> Self:
         """The best first; equal ones in the order of the grid."""
         rows = sorted(self.rows, key=lambda row: -getattr(row.scores, metric).value)
