@@ -28,7 +28,7 @@ def environment(service: str, values: Mapping[str, str], hosts: Mapping[str, str
     """The environment of a service: `values` in the place of ${NAME}, addresses here in the place of its hosts."""
     found = {}
     for name, text in SERVICES[service].get("environment", {}).items():
-        text = re.sub(r"\$\{(\w+)(:[-?][^}]*)?\}", lambda match: values.get(match[1], ""), str(text))
+        text = re.sub(r"\$\{(\w+)(?::\?[^}]*|:-([^}]*))?\}", lambda m: values.get(m[1], m[2] or ""), str(text))
         for host, address in hosts.items():
             text = re.sub(rf"(?<=[/@]){re.escape(host)}\b", address, text)
         found[name] = text
