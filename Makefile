@@ -28,6 +28,16 @@ lint: $(READY) ## check style and types
 ui: $(READY) ## start the Prefect server (http://127.0.0.1:4200) and MLflow (http://127.0.0.1:5000); Ctrl-C stops both
 	python -m flows.show_ui
 
+server: $(READY) ## start a Prefect server that stays (http://127.0.0.1:4200), for deployments
+	python -m flows.start_server
+
+deploy: $(READY) ## offer the flows of prefect.yaml on the server: schedules, forms
+	python -m prefect work-pool create merges --type process --overwrite
+	python -m prefect --no-prompt deploy --all
+
+worker: $(READY) ## run what the server has to do, one merge at a time on this machine
+	python -m prefect worker start --pool merges --type process --limit 1
+
 bench: $(READY) ## time the methods against plain baselines
 	python -m benchmarks.balancing
 	python -m benchmarks.order_statistics
@@ -57,4 +67,4 @@ $(DATA_READY): $(READY)
 	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[data]"
 	@touch $@
 
-.PHONY: help merge test fuzz lint ui bench data zoo clean
+.PHONY: help merge test fuzz lint ui server deploy worker bench data zoo clean

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from flows.show_result import save_links, show
 from mergeline.errors import InputError
+from mergeline.redaction import redact
 
 if TYPE_CHECKING:
     from mergeline.plan import Plan
@@ -27,10 +28,17 @@ def run(flow: Callable[[Plan], Outcome]) -> int:
         plan = load_plan(options.params, options.set)
         if options.plan:
             return _show_plan(plan)
+        from tasks.changes import look_for_news, remembered
+
+        news = look_for_news(plan) if options.if_changed else None
+        if news is not None:
+            print(news.summary)
+        if news is not None and not news:
+            return _show_result(plan, options)
         quiet_prefect()
-        outcome = flow(plan)
+        outcome = remembered(flow, plan, news.inputs if news else None)
     except InputError as error:
-        print(error, file=sys.stderr)
+        print(redact(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command again resumes after the last stage that was done", file=sys.stderr)
@@ -39,14 +47,18 @@ def run(flow: Callable[[Plan], Outcome]) -> int:
         print(f"the run failed, and may succeed later: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        traceback.print_exc()
-        print(f"the run failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(redact(traceback.format_exc()), file=sys.stderr)
+        print(redact(f"the run failed: {type(error).__name__}: {error}"), file=sys.stderr)
         print(
             "look at its log with `make ui`; running the same command again resumes after the last stage that was done"
         )
         return 1
     save_links(plan.output, outcome.recorded)
     print(outcome.stages)
+    return _show_result(plan, options)
+
+
+def _show_result(plan: Plan, options: argparse.Namespace) -> int:
     if not options.no_table:
         show(plan.output)
     return 0
@@ -82,7 +94,10 @@ def quiet_prefect() -> None:
     from prefect.logging.configuration import setup_logging
     from prefect.logging.handlers import PrefectConsoleHandler
 
+    from tasks.logs import log_to_terminal
+
     setup_logging()
+    log_to_terminal()
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")  # of the workers of a cluster
         for name in ("", "prefect", "prefect.flow_runs", "prefect.task_runs"):
@@ -98,5 +113,8 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one field: merge.keep_ratio=0.2"
     )
     parser.add_argument("--plan", action="store_true", help="check the plan, say what would be done, and stop")
+    parser.add_argument(
+        "--if-changed", action="store_true", help="do nothing where no input changed since the last run that succeeded"
+    )
     parser.add_argument("--no-table", action="store_true", help="do not print the result table")
     return parser

@@ -11,6 +11,7 @@ from mergeline.report.result import Comparison
 from tasks.activations import collect_activations
 from tasks.architecture import prove_symmetry
 from tasks.checkpoints import download_checkpoint
+from tasks.dashboard import show_outcome
 from tasks.evaluation import evaluate
 from tasks.evidence import collector
 from tasks.exporting import export_model
@@ -37,7 +38,7 @@ from tasks.store import ArtifactRef, put_json
 @plan_flow("merge-and-evaluate")
 def merge_and_evaluate(plan: Plan) -> Outcome:
     """Download, align, balance, merge, evaluate, publish."""
-    job, progress = Job(plan), Progress()
+    job, progress = Job(plan), Progress(plan)
     sources = {spec.name: download_checkpoint.submit(**job.source(spec)) for spec in plan.checkpoints}
     checkpoints = progress.results("download", sources)
     alignment = align_families(job, plan.align, checkpoints, progress) if plan.align and aligns(plan) else None
@@ -68,7 +69,9 @@ def merge_and_evaluate(plan: Plan) -> Outcome:
     charts = {"chart": draw_comparison.submit(drawn)} if comparison.rows else {}
     publish_run(plan, made, comparison, progress.results("draw", charts).get("chart"))
     recorded = record_run(plan, made, comparison, progress.count())
-    return Outcome(comparison=comparison, stages=progress.count(), recorded=recorded)
+    outcome = Outcome(comparison=comparison, stages=progress.count(), recorded=recorded)
+    progress.finish()
+    return show_outcome(plan, outcome)
 
 
 def merge_rows(

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergeline.errors import InputError
 from tasks._env import state_directory
+from tasks.dashboard import MLFLOW_UI, PREFECT_UI, pages
 
 if TYPE_CHECKING:
     from tasks.recording import Recorded
-
-PREFECT_UI, MLFLOW_UI = "http://127.0.0.1:4200", "http://127.0.0.1:5000"
 
 
 def links_file(folder: Path) -> Path:
@@ -26,15 +24,9 @@ def links_file(folder: Path) -> Path:
 
 def save_links(folder: Path, recorded: Recorded) -> None:
     """Remember where the run that made a result can be looked at."""
-    prefect = os.environ.get("PREFECT_API_URL", f"{PREFECT_UI}/api").removesuffix("/api")
-    mlflow = os.environ.get("MLFLOW_TRACKING_URI", "")
-    mlflow = mlflow if mlflow.startswith("http") else MLFLOW_UI
-    links = {"Prefect": f"{prefect}/runs/flow-run/{recorded.flow_run}"}
-    if recorded.mlflow_page:
-        links = {"MLflow": f"{mlflow}/{recorded.mlflow_page}"} | links
     path = links_file(folder)
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(links, indent=1) + "\n")
+    path.write_text(json.dumps(pages(recorded), indent=1) + "\n")
 
 
 def show(folder: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 
-from flows.show_result import MLFLOW_UI, PREFECT_UI
+from tasks.dashboard import MLFLOW_UI, PREFECT_UI
 
 
 def main() -> int:
@@ -19,7 +19,7 @@ def main() -> int:
     options = parser.parse_args()
     host = ["--host", "127.0.0.1", "--port"]
     commands = [
-        ["prefect", "server", "start", *host, options.prefect_port],
+        ["flows.start_server", *host, options.prefect_port],
         ["mlflow", "ui", *host, options.mlflow_port, "--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"]],
     ]
     print(

@@ -5,7 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+
+from mergeline.redaction import redact, redact_path
 
 INITIAL = "initial"
 """In place of the name of a base: what an adapter is before training, which needs no checkpoint."""
@@ -32,7 +43,8 @@ class Checkpoint(_Section):
     name: str = Field(pattern=r"^[\w.-]+$")
     uri: str = Field(
         min_length=1,
-        description="file, folder or index of shards: a path, http(s)://, any fsspec URL, or hf://org/repo@revision/file",
+        description="file, folder or index of shards: a path, http(s)://, any fsspec URL, or "
+        "hf://org/repo@revision/file; ${NAME} stands for an environment variable",
     )
     sha256: str | None = Field(
         default=None,
@@ -43,6 +55,11 @@ class Checkpoint(_Section):
         default=None,
         description="name of the checkpoint this one was fine-tuned from; 'initial': an adapter before its training",
     )
+
+    @field_serializer("uri", when_used="json")
+    def _without_secrets(self, uri: str) -> str:
+        """What is written down of a plan: no password, also not one that stands in it."""
+        return redact(uri)
 
 
 class Dataset(_Section):
@@ -234,6 +251,30 @@ class Tracking(_Section):
     experiment: str = "mergeline"
 
 
+class Notify(_Section):
+    """Who is told how a run ended. The address is a secret: name it as ${NAME} or ${block:NAME}."""
+
+    webhook: str | None = Field(
+        default=None,
+        min_length=1,
+        description="URL that gets a JSON message; default: the environment variable MERGELINE_WEBHOOK",
+    )
+    on: list[Literal["failure", "success"]] = Field(default=["failure"], description="which ends are told")
+
+    @field_serializer("webhook", when_used="json")
+    def _without_secrets(self, webhook: str | None) -> str | None:
+        return webhook and redact_path(webhook)
+
+
+class Compare(_Section):
+    """What `flows.compare_methods` tries: the plan with every combination of these values."""
+
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        default={}, description="field of the plan -> its values: {merge.keep_ratio: [0.1, 0.3]}"
+    )
+    metric: Literal["mean", "joint"] = Field(default="mean", description="what the cells are ranked by")
+
+
 class Plan(_Section):
     """One run: checkpoints, architecture, alignment, merge, evaluation, tracking.
 
@@ -265,7 +306,9 @@ class Plan(_Section):
     export: list[Literal["torch", "onnx"]] = Field(
         default=[], description="programs of the merged module to publish: torch.export (.pt2), ONNX"
     )
+    notify: Notify = Notify()
     search: Search | None = None
+    compare: Compare | None = None
 
     @property
     def bases(self) -> list[Checkpoint]:

@@ -13,14 +13,15 @@ from pydantic import BaseModel, ValidationError
 from mergeline.errors import InputError, nearest
 from mergeline.plan import Plan
 from mergeline.plan_checks import reference_faults, search_faults
+from mergeline.redaction import redact
 
 
 class PlanError(InputError):
     """Everything that is wrong with a plan; `faults` lists one sentence each, with file and field."""
 
     def __init__(self, faults: Sequence[str]) -> None:
-        self.faults = tuple(faults)
-        super().__init__("\n".join(faults))
+        self.faults = tuple(redact(fault) for fault in faults)
+        super().__init__("\n".join(self.faults))
 
 
 def load_plan(path: str | Path, overrides: Sequence[str] = (), *, searched: bool = False) -> Plan:

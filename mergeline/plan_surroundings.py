@@ -14,12 +14,15 @@ import pyarrow.parquet
 
 from mergeline.checkpoints.files import SUFFIXES, checkpoint_files, is_index
 from mergeline.errors import InputError, nearest
+from mergeline.redaction import unset
 
 
 def address_faults(uri: str) -> Iterator[str]:
     """What is wrong with the address of a checkpoint, as far as can be told without asking anyone."""
     scheme, separator, rest = uri.partition("://")
     if separator:
+        for name in unset(uri):
+            yield f"${{{name}}}: the environment has no variable of this name; set it where the run starts"
         known = {"http", "https", "hf", *fsspec.available_protocols()}
         if scheme not in known:
             yield f"'{scheme}://' is not a known kind of address{nearest(scheme, sorted(known))}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mergeline.checkpoints.files import checkpoint_files, digest_of_files, is_index, shard_size
 from tasks.locks import exclusive
 from tasks.policy import stage
+from tasks.secrets import revealed
 from tasks.store import ArtifactRef, digest, put_directory, put_file, store_directory, take_file
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def download_checkpoint(name: str, uri: str, sha256: str | None, version: str, m
     facts = {"name": name} | ({"licence": licence_of(uri)} if uri.startswith("hf://") else {})
     with exclusive(incoming.with_suffix(".lock")):  # two entries of a plan may have the same source
         try:
-            fetched = fetch_checkpoint(uri, incoming, sha256=sha256, max_bytes=max_bytes)
+            fetched = fetch_checkpoint(revealed(uri), incoming, sha256=sha256, max_bytes=max_bytes)
             open_checkpoint(fetched)
             if fetched.is_file():
                 ref = take_file(fetched, "checkpoint", **facts)

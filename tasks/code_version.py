@@ -27,9 +27,12 @@ _INFRASTRUCTURE = {
     "tasks._env",
     "tasks.code_version",
     "tasks.locks",
+    "tasks.logs",
     "tasks.policy",
+    "tasks.secrets",
     "tasks.store",
     "tasks.tracking",
+    "mergeline.redaction",
 }
 # Imports its public names on first use, which hides from a reader of the source what is used.
 _LAZY = {"mergeline"}

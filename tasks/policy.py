@@ -12,7 +12,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -33,6 +33,7 @@ from pydantic import BaseModel
 from tasks._env import state_directory, use_one_thread
 from tasks.code_version import code_version
 from tasks.locks import STAGE_LOCKS
+from tasks.logs import told
 from tasks.store import ArtifactRef
 
 P = ParamSpec("P")
@@ -62,7 +63,7 @@ def stage(
             # Prefect logs an error in the cache key and runs uncached. Here it stops the stage.
             cache_key(name, function, signature.bind(*args, **kwargs).arguments)
             use_one_thread()
-            with _timed(name):
+            with told("stage", name), _timed(name):
                 result = function(*args, **kwargs)
             if not isinstance(result, returns):
                 raise TypeError(f"stage {name} returned {type(result).__name__}, it promises {returns.__name__}")
@@ -107,6 +108,13 @@ def _timed(stage_name: str) -> Iterator[None]:
 def fresh() -> Iterator[None]:
     """Within this block stages ignore what is cached, run, and replace their records (as MERGELINE_FRESH=1 does)."""
     with temporary_settings({PREFECT_TASKS_REFRESH_CACHE: True}):
+        yield
+
+
+@contextmanager
+def recomputing(wanted: bool) -> Iterator[None]:
+    """`fresh`, where it is wanted."""
+    with fresh() if wanted else nullcontext():
         yield
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mergeline.plan import Plan
 from mergeline.report.card import MARK, CardFacts, model_card
+from mergeline.redaction import redact
 from mergeline.report.page import Facts, report_page
 from mergeline.report.result import Comparison
 from tasks.exporting import Exported, exports_record
@@ -189,4 +190,4 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    publish(put_file(lambda draft: draft.write_text(text), path.suffix, "published"), path)
+    publish(put_file(lambda draft: draft.write_text(redact(text)), path.suffix, "published"), path)

@@ -88,3 +88,17 @@ class Outcome(BaseModel):
     comparison: Comparison
     stages: StageCount
     recorded: Recorded
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """In a few words, for logs and messages."""
+        measured = {}
+        if self.comparison.rows:
+            result = self.comparison.result
+            measured = {"mean": round(result.mean.value, 4), "joint": round(result.joint.value, 4)}
+        return {
+            "stages": self.stages.total,
+            "cached": self.stages.cached,
+            "mlflow_run": self.recorded.mlflow_run,
+            **measured,
+        }

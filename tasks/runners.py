@@ -15,6 +15,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from mergeline.errors import InputError
+from tasks.watching import watched
 
 if TYPE_CHECKING:
     from mergeline.plan import Plan
@@ -40,7 +41,7 @@ class PlanFlow(Flow[P, R]):
 
 def plan_flow(name: str) -> Callable[[Callable[P, R]], PlanFlow[P, R]]:
     """Make a flow of a function whose first parameter is `plan`; its runs are called like the plan."""
-    return lambda function: PlanFlow(function, name=name, flow_run_name="{plan.name}")
+    return lambda function: PlanFlow(watched(function, name), name=name, flow_run_name="{plan.name}")
 
 
 def task_runner(runner: str, workers: int | None) -> TaskRunner[Any]:

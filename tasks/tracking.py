@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from mergeline.redaction import redact
 from tasks._env import state_directory
 from tasks.locks import exclusive
 
@@ -95,7 +96,8 @@ class Tracker:
                 series={_key(key): [float(value) for value in values] for key, values in (series or {}).items()},
                 artifacts=list(artifacts),
                 datasets=list(datasets),
-                tags={**(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})},
+                tags={key: redact(tag) for key, tag in (tags or {}).items()}
+                | ({"mlflow.parentRunId": parent} if parent else {}),
                 started=now if started is None else started,
                 ended=now,
             )
@@ -195,10 +197,10 @@ class Tracker:
     def where(self, run_id: str | None = None) -> str:
         """Where to look: the address of the run on a server, or the command that shows the local file."""
         if not self.uri.startswith(("http://", "https://")):
-            return f"mlflow ui --backend-store-uri {self.uri}"
+            return f"mlflow ui --backend-store-uri {redact(self.uri)}"
         if run_id is None or self._connection is None:
-            return self.uri
-        return f"{self.uri.rstrip('/')}/{self.page(run_id)}"
+            return redact(self.uri)
+        return f"{redact(self.uri).rstrip('/')}/{self.page(run_id)}"
 
     def page(self, run_id: str) -> str:
         """The path of a run among MLflow's pages, once a run was recorded."""
@@ -295,4 +297,4 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
         if isinstance(value, Mapping):
             yield from _flat(value, f"{key}.")
         else:
-            yield _key(key), str(value)[:_PARAM_LENGTH]
+            yield _key(key), redact(str(value))[:_PARAM_LENGTH]

@@ -1,5 +1,6 @@
 """Bytes from a local path or from any file system that fsspec knows (s3://, gs://, memory://, ...)."""
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
@@ -7,8 +8,12 @@ from typing import IO, Any
 import fsspec
 from fsspec.core import url_to_fs
 
+from mergeline.checkpoints.files import is_index
 from mergeline.checkpoints.transfer import CHUNK, Body, Partial, TransientError, shown
 from mergeline.errors import InputError
+
+# What the file systems call the digest of a file, or the time when it was written.
+_VERSION_FIELDS = ("ETag", "etag", "md5Hash", "content_md5", "checksum", "created", "mtime", "LastModified", "updated")
 
 
 @contextmanager
@@ -52,6 +57,28 @@ def list_names(uri: str, *, surely: bool) -> dict[str, int | None] | None:
         for entry in found
         if entry["type"] == "file"
     }
+
+
+def stated_keys(uri: str) -> str | None:
+    """What a file system of fsspec knows of a file, or of each file right in a folder; raises as open_file does.
+
+    None where it knows no more of them than their sizes.
+    """
+    name = shown(uri)
+    with _failures_of(name):
+        files, path = _locate(uri, name)
+        files.invalidate_cache()
+        if is_index(path):  # the shards lie beside it
+            path = files._parent(path)
+        info = files.info(path)
+        entries = files.ls(path, detail=True) if info["type"] == "directory" else [info]
+    keys = {str(entry["name"]): _key_of(entry) for entry in entries if entry["type"] == "file"}
+    return None if None in keys.values() else json.dumps(keys, sort_keys=True)
+
+
+def _key_of(entry: dict[str, Any]) -> list[str] | None:
+    known = [f"{field}={entry[field]}" for field in _VERSION_FIELDS if entry.get(field) is not None]
+    return [*known, f"size={entry.get('size')}"] if known else None
 
 
 def _locate(uri: str, name: str) -> tuple[Any, str]:

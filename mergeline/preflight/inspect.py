@@ -14,6 +14,7 @@ import torch
 import mergeline.merging  # noqa: F401  registers the methods
 from mergeline.checkpoints.adapters import InitialAdapterReader
 from mergeline.checkpoints.readers import Reader, open_checkpoint
+from mergeline.checkpoints.transfer import shown
 from mergeline.checkpoints.vocabulary import common_rows
 from mergeline.comparison import aligns, comparison_rows
 from mergeline.errors import InputError
@@ -87,7 +88,7 @@ def _open_all(plan: Plan, held: Locate) -> _Opened:
             opened.sources[spec.name] = describe(spec.name, spec.uri, path, reader)
         except InputError as fault:
             opened.faults.append(f"checkpoints[{index}] ({spec.name}): {fault}")
-            opened.sources[spec.name] = Source(spec.name, spec.uri, path, note="cannot be opened")
+            opened.sources[spec.name] = Source(spec.name, shown(spec.uri), path, note="cannot be opened")
             continue
         reader.source = spec.name
         opened.readers[spec.name] = reader

@@ -18,6 +18,7 @@ from mergeline.checkpoints.sources import path_of, stated_size
 from mergeline.checkpoints.transfer import shown
 from mergeline.errors import InputError
 from mergeline.preflight.findings import Source
+from mergeline.redaction import expand
 
 PATIENCE = 10.0  # seconds for all questions to other machines together
 
@@ -83,7 +84,7 @@ def ask(uris: Mapping[str, str], *, patience: float = PATIENCE) -> list[Source]:
 
 def _ask_one(name: str, uri: str) -> Source:
     try:
-        shards, size, note = _remote(uri)
+        shards, size, note = _remote(expand(uri))
     except (InputError, TransientError) as fault:
         note = str(fault).removeprefix(f"{shown(uri)}: ")
         return Source(name, shown(uri), None, note=note, lost=isinstance(fault, InputError))

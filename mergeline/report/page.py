@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mergeline.checkpoints.transfer import shown
 from mergeline.comparison import RESULT
 from mergeline.merging import registry
 from mergeline.plan import Plan
@@ -73,7 +74,7 @@ def _reading(comparison: Comparison) -> str:
 def _checkpoints(plan: Plan, facts: Facts) -> str:
     lines = ["| checkpoint | from | base | sha256 |", "| --- | --- | --- | --- |"]
     for spec in plan.checkpoints:
-        lines.append(f"| {spec.name} | `{spec.uri}` | {spec.base or ''} | `{facts.digests[spec.name][:12]}` |")
+        lines.append(f"| {spec.name} | `{shown(spec.uri)}` | {spec.base or ''} | `{facts.digests[spec.name][:12]}` |")
     return "\n".join(lines)
 
 
