@@ -13,8 +13,8 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 from mergeline.plan import Plan
-from mergeline.report.card import MARK, CardFacts, model_card
 from mergeline.redaction import redact
+from mergeline.report.card import MARK, CardFacts, model_card
 from mergeline.report.page import Facts, report_page
 from mergeline.report.result import Comparison
 from tasks.exporting import Exported, exports_record
