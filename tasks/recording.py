@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,12 @@ from pydantic import BaseModel, ConfigDict
 
 from mergeline.plan import Plan
 from mergeline.report.result import Comparison
-from tasks.policy import stage_seconds
+from tasks._env import state_directory
+from tasks.measuring import forget, stage_metrics
 from tasks.progress import StageCount
 from tasks.publishing import Made, facts, published_files
+from tasks.registered_model import published_apart, registration, write_model
+from tasks.registry import is_registered
 
 LARGEST = 1 << 30  # bytes of a file that is copied into MLflow: larger weights are named by their digests alone
 
@@ -35,26 +40,46 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
     from tasks.tracking import DatasetUse, Tracker
 
     identity = str(flow_run.id)
+    took = stage_metrics(identity)
+    forget(identity)
     if not plan.tracking.enabled:
         return Recorded(flow_run=identity, mlflow_run=None, mlflow_page=None)
     tracker = Tracker(plan.tracking.experiment)
     tracker.deliver_pending()
     found = facts(made)
-    tags = {"prefect.flow_run": identity, "mergeline.plan": plan.name, "mergeline.stages": str(stages)}
-    tags |= {f"checkpoint.{name}": ref.sha256 for name, ref in made.checkpoints.items()}
-    run = tracker.record(
-        plan.name,
-        params=_params(plan),
-        metrics=scores(comparison)
-        | {f"matched/{group}": value for group, value in found.matched.items()}
-        | {f"balance/{balance}": score for balance, score in found.balances.get("tried", {}).items()}
-        | {f"seconds/{name}": value for name, value in stage_seconds(identity).items()},
-        series={"objective": found.objective},
-        artifacts=[path for path in published_files(plan.output, made, comparison) if _size(path) <= LARGEST],
-        datasets=[DatasetUse(name=name, sha256=ref.sha256, source=name) for name, ref in made.datasets.items()],
-        tags=tags,
-    )
+    with tempfile.TemporaryDirectory(dir=state_directory(), prefix=".registered.") as aside:
+        run = tracker.record(
+            plan.name,
+            params=_params(plan),
+            metrics=scores(comparison)
+            | {f"matched/{group}": value for group, value in found.matched.items()}
+            | {f"balance/{balance}": score for balance, score in found.balances.get("tried", {}).items()}
+            | took,
+            series={"objective": found.objective},
+            artifacts=_artifacts(plan, made, comparison, Path(aside)),
+            datasets=[DatasetUse(name=name, sha256=ref.sha256, source=name) for name, ref in made.datasets.items()],
+            tags=_tags(plan, made, stages, identity),
+            registration=registration(plan, made, flow_run=identity, ended=time.time()),
+        )
     return Recorded(flow_run=identity, mlflow_run=run, mlflow_page=tracker.page(run) if run else None)
+
+
+def _tags(plan: Plan, made: Made, stages: StageCount, identity: str) -> dict[str, str]:
+    tags = {"prefect.flow_run": identity, "mergeline.plan": plan.name, "mergeline.stages": str(stages)}
+    for name, ref in made.checkpoints.items():
+        tags[f"checkpoint.{name}"] = ref.sha256
+        if is_registered(source := str(ref.metadata.get("source", ""))):
+            tags[f"checkpoint.{name}.version"] = source
+    return tags
+
+
+def _artifacts(plan: Plan, made: Made, comparison: Comparison, aside: Path) -> list[Path]:
+    """What was published, without files that are too large; a registered model has a folder of its own instead."""
+    files = [path for path in published_files(plan.output, made, comparison) if _size(path) <= LARGEST]
+    if plan.registry is None:
+        return files
+    apart = published_apart(made)
+    return [*(path for path in files if path.name not in apart), write_model(plan, made, aside, LARGEST)]
 
 
 def _size(path: Path) -> int:
