@@ -238,7 +238,7 @@ class Registry(_Section):
     """Where the merged model is registered in MLflow, as a version with the alias `candidate`."""
 
     model: str = Field(
-        pattern=r"^[^/:@%\s][^/:@%]*$", max_length=250, description="name of the registered model, made where missing"
+        pattern=r"^\w[\w .-]*$", max_length=250, description="name of the registered model, made where missing"
     )
 
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from mergeline.checkpoints.files import checkpoint_files, digest_of_files, is_index, shard_size
 from mergeline.checkpoints.transfer import shown
 from mergeline.errors import InputError
+from mergeline.plan_surroundings import is_registered
 from tasks.locks import exclusive
 from tasks.policy import stage
-from tasks.registry import fetch_model, find_model, is_registered
+from tasks.registry import fetch_model, find_model
 from tasks.store import ArtifactRef, digest, put_directory, put_file, store_directory, take_file
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 from mergeline.plan import Plan
+from mergeline.plan_surroundings import is_registered
 from mergeline.report.result import Comparison
 from tasks._env import state_directory
 from tasks.measuring import forget, stage_metrics
 from tasks.progress import StageCount
 from tasks.publishing import Made, facts, published_files
 from tasks.registered_model import published_apart, registration, write_model
-from tasks.registry import is_registered
 
 LARGEST = 1 << 30  # bytes of a file that is copied into MLflow: larger weights are named by their digests alone
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from mergeline.plan import Architecture, Plan
 from tasks.job import Job
 from tasks.publishing import MODEL, Made
-from tasks.registry import ENDED, FOLDER, SHA256
+from tasks.registry import DATA, ENDED, FOLDER, SHA256
 from tasks.store import file_digests
 from tasks.tracking import Registration
 
@@ -37,7 +37,7 @@ def registration(plan: Plan, made: Made, *, flow_run: str, ended: float) -> Regi
         ENDED: repr(ended),
         "mergeline.plan": plan.name,
         "mergeline.plan_sha256": plan_digest(plan),
-        "mergeline.data_sha256": data_digest(plan, made),
+        DATA: data_digest(plan, made),
         "prefect.flow_run": flow_run,
     }
     if commit:

@@ -6,7 +6,6 @@ models:/name@alias    models:/name/3    runs:/run/path
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mergeline.checkpoints.files import choose_weights, companions, is_index, weight_map
 from mergeline.errors import InputError
+from mergeline.plan_surroundings import REGISTERED
 from tasks.policy import worth_a_retry
 from tasks.tracking import Registration, connect
 
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 CANDIDATE, CHAMPION = "candidate", "champion"
 FOLDER = "model"  # of a registered model, among the artifacts of its run
 ENDED = "mergeline.ended"  # tag of a version: when its run ended, in seconds
+DATA = "mergeline.data_sha256"  # tag of a version: the digest of what its run was measured on
 SHA256 = "mergeline.sha256"  # tag of a version: the digest of the merged checkpoint
 
 
@@ -90,11 +91,6 @@ def find_alias(client: MlflowClient, model: str, alias: str) -> Any:
 # --- finding ---------------------------------------------------------------------------------------------------------
 
 
-def is_registered(uri: str) -> bool:
-    """Whether an address is one of the registry."""
-    return uri.startswith(("models:/", "runs:/"))
-
-
 @task(
     name="find-model",
     cache_policy=NO_CACHE,
@@ -114,6 +110,8 @@ def locate(uri: str) -> RegisteredVersion:
 
     Raises InputError where there is no such model, alias, version or run; ConnectionError where MLflow does not answer.
     """
+    if not REGISTERED.fullmatch(uri):
+        raise InputError(f"'{uri}' names nothing in MLflow; write models:/name@alias, models:/name/3 or runs:/run/path")
     with told(uri):
         client = connect()
         if uri.startswith("runs:/"):
@@ -197,13 +195,6 @@ def _checkpoint(files: dict[str, int], uri: str) -> tuple[str, str]:
 
 def _names(files: dict[str, int], place: str) -> list[str]:
     return [path.removeprefix(place) for path in files if path.startswith(place) and "/" not in path[len(place) :]]
-
-
-def _parts(uri: str) -> tuple[str, str, str]:
-    """Name, alias and version number of an address; one of the last two is empty. InputError for anything else."""
-    if match := re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri):
-        return match[1], match[2] or "", match[3] or ""
-    raise InputError(f"'{uri}' names no registered model; write models:/name@alias or models:/name/3")
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
