@@ -107,7 +107,7 @@ def decide(plan: Plan, version: str | None = None) -> Decision:
             still_mine()
             _log(client, decision)  # before the alias moves: no champion is without a record
             if champion is not None:
-                _remember(client, model, [*_earlier(client, model), champion.version])
+                _remember(client, model, [*_earlier(client, model), str(champion.version)])
             client.set_registered_model_alias(model, CHAMPION, candidate.version)
             return decision
 
@@ -134,7 +134,7 @@ def roll_back(plan: Plan) -> Decision:
             if champion is None:
                 raise InputError(f"{model}: there is no champion to roll back")
             earlier = _earlier(client, model)
-            while earlier and (earlier[-1] == champion.version or not _exists(client, model, earlier[-1])):
+            while earlier and (earlier[-1] == str(champion.version) or not _exists(client, model, earlier[-1])):
                 earlier.pop()
             if not earlier:
                 raise InputError(f"{model}: version {champion.version} is the first champion; none to return to")
@@ -165,7 +165,7 @@ def _candidate(client: MlflowClient, model: str, version: str | None) -> Any:
 
 def _what(version: Any) -> tuple[str, str]:
     """The digests of a version's weights and of the data that measured it; its own number where it has no tags."""
-    return version.tags.get(SHA256, version.version), version.tags.get(DATA, "")
+    return version.tags.get(SHA256, str(version.version)), version.tags.get(DATA, "")
 
 
 def _history(client: MlflowClient, candidate: Any) -> list[Verdict]:
@@ -205,11 +205,11 @@ def _decision(model: str, action: Any, about: Any, champion: Any, before: Any, v
     return Decision(
         model=model,
         action=action,
-        version=about.version,
-        champion=champion.version if champion else None,
-        before=before.version if before else None,
+        version=str(about.version),
+        champion=str(champion.version) if champion else None,
+        before=str(before.version) if before else None,
         verdicts=verdicts,
-        time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
     )
 
 
@@ -245,7 +245,7 @@ def _remember(client: MlflowClient, model: str, versions: list[str]) -> None:
 
 
 def _exists(client: MlflowClient, model: str, version: str) -> bool:
-    return any(found.version == version for found in client.search_model_versions(f"name='{model}'"))
+    return any(str(found.version) == version for found in client.search_model_versions(f"name='{model}'"))
 
 
 # --- one at a time ---------------------------------------------------------------------------------------------------

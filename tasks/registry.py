@@ -6,6 +6,7 @@ models:/name@alias    models:/name/3    runs:/run/path
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -118,8 +119,8 @@ def locate(uri: str) -> RegisteredVersion:
             run_id, _, path = uri.removeprefix("runs:/").partition("/")
             source = f"{client.get_run(run_id).info.artifact_uri}/{path}"
             return RegisteredVersion(uri=uri, identity=f"{uri} {source}", source=source)
-        name, alias, number = _parts(uri)
-        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+        name, mark, which = re.split("([/@])", uri.removeprefix("models:/"), maxsplit=1)
+        found = (client.get_model_version_by_alias if mark == "@" else client.get_model_version)(name, which)
         source = client.get_model_version_download_uri(name, found.version)
         return RegisteredVersion(
             uri=f"models:/{name}/{found.version}",
