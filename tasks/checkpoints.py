@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergeline.checkpoints.files import checkpoint_files, digest_of_files, is_index, shard_size
-from mergeline.checkpoints.transfer import shown
 from mergeline.errors import InputError
 from mergeline.plan_surroundings import is_registered
 from tasks.locks import exclusive
@@ -41,16 +40,17 @@ def download_checkpoint(name: str, uri: str, sha256: str | None, version: str, m
     aside = incoming.with_suffix(".registered")
     with exclusive(incoming.with_suffix(".lock")):  # two entries of a plan may have the same source
         try:
-            source, promised = uri, None
+            source, promised, about = uri, None, {"name": name}
             if is_registered(uri):
+                about["source"] = uri
                 path, promised = fetch_model(uri, aside, max_bytes)
                 source = str(path)
             fetched = fetch_checkpoint(source, incoming, sha256=sha256, max_bytes=max_bytes)
             open_checkpoint(fetched)
             if fetched.is_file():
-                ref = take_file(fetched, "checkpoint", name=name, source=shown(uri))
+                ref = take_file(fetched, "checkpoint", **about)
             else:
-                ref = put_directory(partial(_move_files, fetched), "checkpoint", name=name, source=shown(uri))
+                ref = put_directory(partial(_move_files, fetched), "checkpoint", **about)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
             shutil.rmtree(aside, ignore_errors=True)

@@ -111,6 +111,13 @@ def _folder() -> Path:
 
 _mutex = threading.Lock()
 _running: list[list[int]] = []  # the peak of every stage that runs in this process
+_highest = [0]
+
+
+def peak_of_process() -> int:
+    """The most memory, in bytes, that this process ever held; the system's own figure begins anew with every stage."""
+    with _mutex:
+        return max(_highest[0], _peak_bytes())
 
 
 @contextmanager
@@ -134,7 +141,7 @@ def _peak() -> Iterator[list[int]]:
 def _take_peak() -> None:
     """Give the peak of the time since the last call to all stages that ran in it."""
     found = _peak_bytes()
-    for peak in _running:
+    for peak in (*_running, _highest):
         peak[0] = max(peak[0], found)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +19,8 @@ from tasks.measuring import forget, stage_metrics
 from tasks.progress import StageCount
 from tasks.publishing import Made, facts, published_files
 from tasks.registered_model import published_apart, registration, write_model
+
+log = logging.getLogger(__name__)
 
 LARGEST = 1 << 30  # bytes of a file that is copied into MLflow: larger weights are named by their digests alone
 
@@ -47,7 +50,9 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
     tracker = Tracker(plan.tracking.experiment)
     tracker.deliver_pending()
     found = facts(made)
+    files = [path for path in published_files(plan.output, made, comparison) if _size(path) <= LARGEST]
     with tempfile.TemporaryDirectory(dir=state_directory(), prefix=".registered.") as aside:
+        model = _registered(plan, made, Path(aside))
         run = tracker.record(
             plan.name,
             params=_params(plan),
@@ -56,10 +61,10 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
             | {f"balance/{balance}": score for balance, score in found.balances.get("tried", {}).items()}
             | took,
             series={"objective": found.objective},
-            artifacts=_artifacts(plan, made, comparison, Path(aside)),
+            artifacts=[*(path for path in files if path.name not in published_apart(made)), model] if model else files,
             datasets=[DatasetUse(name=name, sha256=ref.sha256, source=name) for name, ref in made.datasets.items()],
             tags=_tags(plan, made, stages, identity),
-            registration=registration(plan, made, flow_run=identity, ended=time.time()),
+            registration=registration(plan, made, flow_run=identity, ended=time.time()) if model else None,
         )
     return Recorded(flow_run=identity, mlflow_run=run, mlflow_page=tracker.page(run) if run else None)
 
@@ -73,13 +78,15 @@ def _tags(plan: Plan, made: Made, stages: StageCount, identity: str) -> dict[str
     return tags
 
 
-def _artifacts(plan: Plan, made: Made, comparison: Comparison, aside: Path) -> list[Path]:
-    """What was published, without files that are too large; a registered model has a folder of its own instead."""
-    files = [path for path in published_files(plan.output, made, comparison) if _size(path) <= LARGEST]
+def _registered(plan: Plan, made: Made, aside: Path) -> Path | None:
+    """The folder of the model to register; None where the plan registers nothing, or (a warning) it cannot be made."""
     if plan.registry is None:
-        return files
-    apart = published_apart(made)
-    return [*(path for path in files if path.name not in apart), write_model(plan, made, aside, LARGEST)]
+        return None
+    try:
+        return write_model(plan, made, aside, LARGEST)
+    except Exception as error:  # the merge is done and published
+        log.warning("the result is not registered as %r: %s", plan.registry.model, error)
+        return None
 
 
 def _size(path: Path) -> int:
