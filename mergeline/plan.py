@@ -275,6 +275,38 @@ class Compare(_Section):
     metric: Literal["mean", "joint"] = Field(default="mean", description="what the cells are ranked by")
 
 
+class Registry(_Section):
+    """Where the merged model is registered in MLflow, as a version with the alias `candidate`."""
+
+    model: str = Field(
+        pattern=r"^\w[\w .-]*$", max_length=250, description="name of the registered model, made where missing"
+    )
+
+
+class Promotion(_Section):
+    """What a registered model must be before the alias `champion` moves to it (`flows.promote`). Scores are in [0, 1].
+
+    A floor is a number that a score must reach. Where two measurements are compared, a difference counts only beyond
+    `standard_errors` standard errors of the difference.
+    """
+
+    floor: Annotated[float, Field(ge=0, le=1)] | dict[str, Annotated[float, Field(ge=0, le=1)]] | None = Field(
+        default=None, description="least accuracy of every task, or of those that are named"
+    )
+    max_drop: float | None = Field(
+        default=None, ge=0, le=1, description="how much less accurate a task may be than its own model is"
+    )
+    champion: Literal["not_worse", "better"] | None = Field(
+        default="not_worse", description="beside the model that is the champion now; null: whatever that one is"
+    )
+    score: Literal["mean", "joint"] = Field(
+        default="mean", description="what is compared with the champion: mean over the tasks, or joint accuracy"
+    )
+    standard_errors: float = Field(
+        default=2.0, ge=0, allow_inf_nan=False, description="beyond so many a difference is not chance; 0: any counts"
+    )
+
+
 class Plan(_Section):
     """One run: checkpoints, architecture, alignment, merge, evaluation, tracking.
 
@@ -307,6 +339,8 @@ class Plan(_Section):
         default=[], description="programs of the merged module to publish: torch.export (.pt2), ONNX"
     )
     notify: Notify = Notify()
+    registry: Registry | None = None
+    promotion: Promotion | None = None
     search: Search | None = None
     compare: Compare | None = None
 

@@ -27,6 +27,7 @@ def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
     yield from _align_faults(raw)
     yield from _missing_sections(raw, checkpoints)
     yield from _export_faults(raw)
+    yield from _registry_faults(raw)
     yield from architecture_faults(raw.get("architecture"))
     yield from output_faults(raw.get("output", "data/merged"))
 
@@ -245,3 +246,28 @@ def _export_faults(raw: dict[str, Any]) -> Iterator[str]:
             yield f"{section}: is missing; `export` makes a program of the module, and checks it on calibration inputs"
     if isinstance(kinds, list) and len(set(map(str, kinds))) != len(kinds):
         yield "export: a kind is listed twice"
+
+
+def _registry_faults(raw: dict[str, Any]) -> Iterator[str]:
+    """A promotion of what is not registered, and gates that nothing measures."""
+    tracking, promotion = raw.get("tracking"), raw.get("promotion")
+    if raw.get("registry") is not None and isinstance(tracking, dict) and tracking.get("enabled") is False:
+        yield "registry: tracking.enabled is false, and a model is registered with its run; leave one of them out"
+    if not isinstance(promotion, dict):
+        return
+    if raw.get("registry") is None:
+        yield "promotion: there is no section `registry` that says which registered model is promoted"
+    tasks = _names(_entries(raw, "tasks"))
+    floor = promotion.get("floor")
+    for name in floor if isinstance(floor, dict) else ():
+        if str(name) not in tasks:
+            yield f"promotion.floor: no task is called '{name}'{nearest(str(name), tasks, listed=True)}"
+    if not tasks:
+        gates = {"champion": promotion.get("champion", "not_worse"), "max_drop": promotion.get("max_drop")}
+        for gate, value in (gates | {"floor": None if isinstance(floor, dict) else floor}).items():
+            if value is not None:
+                yield f"promotion.{gate}: there are no tasks, so nothing measures it; write {gate}: null"
+    compared = (raw.get("evaluation") or {}).get("compare") if isinstance(raw.get("evaluation"), dict) else None
+    unmeasured = isinstance(compared, list) and not {"task_models", "task_models_reset"} & set(map(str, compared))
+    if promotion.get("max_drop") is not None and unmeasured:
+        yield "promotion.max_drop: needs the tasks' own models measured; add task_models to evaluation.compare"

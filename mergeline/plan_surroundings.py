@@ -16,11 +16,22 @@ from mergeline.checkpoints.files import SUFFIXES, checkpoint_files, is_index
 from mergeline.errors import InputError, nearest
 from mergeline.redaction import unset
 
+REGISTERED = re.compile(r"models:/[^/@]+(@[^/@]+|/\d+)|runs:/[^/]+/[^/].*")
+"""The addresses of MLflow: a version of a registered model, by alias or number, or an artifact of a run."""
+
+
+def is_registered(uri: str) -> bool:
+    """Whether an address is one of MLflow, which only a run asks."""
+    return uri.startswith(("models:/", "runs:/"))
+
 
 def address_faults(uri: str) -> Iterator[str]:
     """What is wrong with the address of a checkpoint, as far as can be told without asking anyone."""
     scheme, separator, rest = uri.partition("://")
-    if separator:
+    if is_registered(uri):
+        if not REGISTERED.fullmatch(uri):
+            yield f"'{uri}' names nothing in MLflow; write models:/name@alias, models:/name/3 or runs:/run/path"
+    elif separator:
         for name in unset(uri):
             yield f"${{{name}}}: the environment has no variable of this name; set it where the run starts"
         known = {"http", "https", "hf", *fsspec.available_protocols()}

@@ -52,6 +52,7 @@ def tool_settings(state: Path) -> dict[str, str]:
         "DO_NOT_TRACK": "true",  # 'true', not '1': the one value that both Prefect and MLflow understand
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_TRACKING_URI": f"sqlite:///{state / '.mlflow' / 'mlflow.db'}",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # a server that is down costs seconds, not minutes
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",

@@ -14,6 +14,7 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mergeline.errors import InputError
+from mergeline.plan_surroundings import is_registered
 from tasks._env import state_directory
 from tasks.code_version import code_version
 from tasks.policy import is_transient
@@ -118,11 +119,11 @@ def fingerprint(plan: Plan) -> dict[str, str]:
 def checkpoint_version(spec: Checkpoint) -> str:
     """The digest, commit, ETag or date of a checkpoint; another one on every call where its source tells none."""
     from mergeline.checkpoints.versions import stated_version
-    from tasks.checkpoints import source_version
+    from tasks.checkpoints import resolved
 
     scheme = spec.uri.partition("://")[0].lower() if "://" in spec.uri else "file"
-    if spec.sha256 or scheme in ("file", "models", "runs") or spec.uri.startswith(("models:", "runs:")):
-        return source_version(spec)
+    if spec.sha256 or scheme == "file" or is_registered(spec.uri):
+        return resolved(spec)[1]
     return stated_version(revealed(spec.uri)) or uuid4().hex
 
 

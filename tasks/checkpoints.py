@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergeline.checkpoints.files import checkpoint_files, digest_of_files, is_index, shard_size
+from mergeline.errors import InputError
+from mergeline.plan_surroundings import is_registered
 from tasks.locks import exclusive
 from tasks.policy import stage
+from tasks.registry import fetch_model, find_model
 from tasks.secrets import revealed
 from tasks.store import ArtifactRef, digest, put_directory, put_file, store_directory, take_file
 
@@ -36,17 +39,27 @@ def download_checkpoint(name: str, uri: str, sha256: str | None, version: str, m
 
     key = hashlib.sha256(f"{uri} {sha256}".encode()).hexdigest()[:16]
     incoming = store_directory() / "incoming" / key
-    facts = {"name": name} | ({"licence": licence_of(uri)} if uri.startswith("hf://") else {})
+    aside = incoming.with_suffix(".registered")
     with exclusive(incoming.with_suffix(".lock")):  # two entries of a plan may have the same source
         try:
-            fetched = fetch_checkpoint(revealed(uri), incoming, sha256=sha256, max_bytes=max_bytes)
+            source, promised, about = revealed(uri), None, {"name": name}
+            if uri.startswith("hf://"):
+                about["licence"] = licence_of(uri)
+            if is_registered(uri):
+                about["source"] = uri
+                path, promised = fetch_model(uri, aside, max_bytes)
+                source = str(path)
+            fetched = fetch_checkpoint(source, incoming, sha256=sha256, max_bytes=max_bytes)
             open_checkpoint(fetched)
             if fetched.is_file():
-                ref = take_file(fetched, "checkpoint", **facts)
+                ref = take_file(fetched, "checkpoint", **about)
             else:
-                ref = put_directory(partial(_move_files, fetched), "checkpoint", **facts)
+                ref = put_directory(partial(_move_files, fetched), "checkpoint", **about)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
+            shutil.rmtree(aside, ignore_errors=True)
+    if promised not in (None, ref.sha256):
+        raise InputError(f"{uri}: has sha256 {ref.sha256}, {promised} was registered; the artifacts in MLflow changed")
     get_run_logger().info("%s: %d bytes, sha256 %s", name, size_of(ref.path), ref.sha256)
     return ref
 
@@ -59,6 +72,14 @@ def _move_files(source: Path, target: Path) -> None:
 def size_of(path: Path) -> int:
     """Bytes of a checkpoint, with all that goes along with it."""
     return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
+
+
+def resolved(spec: Checkpoint) -> tuple[str, str]:
+    """The address to fetch and the version of its bytes; an alias in the registry is the version that it names now."""
+    if spec.sha256 is None and is_registered(spec.uri):
+        found = find_model(spec.uri)
+        return found.uri, found.identity
+    return spec.uri, source_version(spec)
 
 
 def source_version(spec: Checkpoint) -> str:

@@ -12,7 +12,7 @@ from mergeline.errors import InputError
 from mergeline.plan import Align, BalanceSearch, Calibration, Checkpoint, Plan, Task
 from mergeline.report.result import RowScores
 from tasks.architecture import ArchitectureSpec, rule_version, specify
-from tasks.checkpoints import size_of, source_version
+from tasks.checkpoints import resolved, size_of
 from tasks.code_version import installed
 from tasks.evaluation import Domain
 from tasks.evidence import TaskData
@@ -49,11 +49,12 @@ class Job:
 
     def source(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Arguments of the download of one checkpoint."""
+        uri, version = resolved(checkpoint)
         return {
             "name": checkpoint.name,
-            "uri": checkpoint.uri,
+            "uri": uri,
             "sha256": checkpoint.sha256,
-            "version": source_version(checkpoint),
+            "version": version,
             "max_bytes": int(self.plan.download.max_gigabytes * 1e9),
         }
 

@@ -25,6 +25,7 @@ from mergeline.plan import Merge
 from tasks._env import use_one_thread
 from tasks.checkpoints import open_artifacts, put_checkpoint
 from tasks.locks import exclusive
+from tasks.measuring import measured
 from tasks.policy import stage, stage_key, worth_a_retry
 from tasks.store import ArtifactRef, put_json, read_json, store_directory
 
@@ -160,7 +161,7 @@ def merge_range(
     number: int, count: int, name: str, inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge
 ) -> None:
     """Compute the range `number` of `count` of a merge into its draft, unless an earlier attempt has."""
-    with _one_of_few():
+    with _one_of_few(), measured("merge-range"):
         _write_range(number, count, name, inputs, coefficients, merge)
 
 

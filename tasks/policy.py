@@ -10,13 +10,11 @@ import json
 import math
 import re
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from time import perf_counter
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from prefect import Task
@@ -34,6 +32,7 @@ from tasks._env import state_directory, use_one_thread
 from tasks.code_version import code_version
 from tasks.locks import STAGE_LOCKS
 from tasks.logs import told
+from tasks.measuring import asked, measured
 from tasks.store import ArtifactRef
 
 P = ParamSpec("P")
@@ -63,7 +62,7 @@ def stage(
             # Prefect logs an error in the cache key and runs uncached. Here it stops the stage.
             cache_key(name, function, signature.bind(*args, **kwargs).arguments)
             use_one_thread()
-            with told("stage", name), _timed(name):
+            with told("stage", name), measured(name):
                 result = function(*args, **kwargs)
             if not isinstance(result, returns):
                 raise TypeError(f"stage {name} returned {type(result).__name__}, it promises {returns.__name__}")
@@ -85,23 +84,6 @@ def stage(
         )
 
     return decorate
-
-
-_seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))  # flow run -> stage -> seconds
-
-
-def stage_seconds(flow_run: str) -> dict[str, float]:
-    """Seconds that each stage of a flow run computed in this process; stages from the cache computed nothing."""
-    return dict(_seconds[flow_run])
-
-
-@contextmanager
-def _timed(stage_name: str) -> Iterator[None]:
-    context = TaskRunContext.get()
-    started = perf_counter()
-    yield
-    if context is not None and context.task_run.flow_run_id is not None:
-        _seconds[str(context.task_run.flow_run_id)][stage_name] += perf_counter() - started
 
 
 @contextmanager
@@ -164,6 +146,7 @@ class _StagePolicy(CachePolicy):
     def compute_key(
         self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str:
+        asked(task_ctx.task.name)
         return cache_key(task_ctx.task.name, inspect.unwrap(task_ctx.task.fn), inputs)
 
 

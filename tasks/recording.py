@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,15 @@ from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 from mergeline.plan import Plan
+from mergeline.plan_surroundings import is_registered
 from mergeline.report.result import Comparison
-from tasks.policy import stage_seconds
+from tasks._env import state_directory
+from tasks.measuring import forget, stage_metrics
 from tasks.progress import StageCount
 from tasks.publishing import Made, facts, published_files
+from tasks.registered_model import published_apart, registration, write_model
+
+log = logging.getLogger(__name__)
 
 LARGEST = 1 << 30  # bytes of a file that is copied into MLflow: larger weights are named by their digests alone
 
@@ -36,29 +44,53 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
     from tasks.versioning import version_tags
 
     identity = str(flow_run.id)
+    took = stage_metrics(identity)
+    forget(identity)
     if not plan.tracking.enabled:
         return Recorded(flow_run=identity, mlflow_run=None, mlflow_page=None)
     tracker = Tracker(plan.tracking.experiment)
     tracker.deliver_pending()
-    found = facts(made)
-    tags = {"prefect.flow_run": identity, "mergeline.plan": plan.name, "mergeline.stages": str(stages)}
-    tags |= {f"checkpoint.{name}": ref.sha256 for name, ref in made.checkpoints.items()}
+    found, exported = facts(made), {kind: program.difference for kind, program in made.exports.items()}
     published = published_files(plan, made, comparison)
-    tags |= version_tags(plan, made.model.sha256, published)
-    run = tracker.record(
-        plan.name,
-        params=_params(plan),
-        metrics=scores(comparison)
-        | {f"matched/{group}": value for group, value in found.matched.items()}
-        | {f"balance/{balance}": score for balance, score in found.balances.get("tried", {}).items()}
-        | {f"export/{kind}/difference": program.difference for kind, program in made.exports.items() if program.file}
-        | {f"seconds/{name}": value for name, value in stage_seconds(identity).items()},
-        series={"objective": found.objective},
-        artifacts=[path for path in published if _size(path) <= LARGEST],
-        datasets=[DatasetUse(name=name, sha256=ref.sha256, source=name) for name, ref in made.datasets.items()],
-        tags=tags,
-    )
+    files = [path for path in published if _size(path) <= LARGEST]
+    tags = _tags(plan, made, stages, identity) | version_tags(plan, made.model.sha256, published)
+    with tempfile.TemporaryDirectory(dir=state_directory(), prefix=".registered.") as aside:
+        model = _registered(plan, made, Path(aside))
+        run = tracker.record(
+            plan.name,
+            params=_params(plan),
+            metrics=scores(comparison)
+            | {f"matched/{group}": value for group, value in found.matched.items()}
+            | {f"balance/{balance}": score for balance, score in found.balances.get("tried", {}).items()}
+            | {f"export/{kind}/difference": off for kind, off in exported.items() if off is not None}
+            | took,
+            series={"objective": found.objective},
+            artifacts=[*(path for path in files if path.name not in published_apart(made)), model] if model else files,
+            datasets=[DatasetUse(name=name, sha256=ref.sha256, source=name) for name, ref in made.datasets.items()],
+            tags=tags,
+            registration=registration(plan, made, run_tags=tags, ended=time.time()) if model else None,
+        )
     return Recorded(flow_run=identity, mlflow_run=run, mlflow_page=tracker.page(run) if run else None)
+
+
+def _tags(plan: Plan, made: Made, stages: StageCount, identity: str) -> dict[str, str]:
+    tags = {"prefect.flow_run": identity, "mergeline.plan": plan.name, "mergeline.stages": str(stages)}
+    for name, ref in made.checkpoints.items():
+        tags[f"checkpoint.{name}"] = ref.sha256
+        if is_registered(source := str(ref.metadata.get("source", ""))):
+            tags[f"checkpoint.{name}.version"] = source
+    return tags
+
+
+def _registered(plan: Plan, made: Made, aside: Path) -> Path | None:
+    """The folder of the model to register; None where the plan registers nothing, or (a warning) it cannot be made."""
+    if plan.registry is None:
+        return None
+    try:
+        return write_model(plan, made, aside, LARGEST)
+    except Exception as error:  # the merge is done and published
+        log.warning("the result is not registered as %r: %s", plan.registry.model, error)
+        return None
 
 
 def _size(path: Path) -> int:

@@ -44,6 +44,15 @@ class DatasetUse(BaseModel):
     context: str = ""
 
 
+class Registration(BaseModel):
+    """A model that is registered with its run: the run's artifact `model`, a version with these tags."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    tags: dict[str, str]
+
+
 class RunRecord(BaseModel):
     """All that is told about one run. Times are seconds since the epoch."""
 
@@ -58,6 +67,7 @@ class RunRecord(BaseModel):
     tags: dict[str, str]
     started: float
     ended: float
+    registration: Registration | None = None
 
 
 class Tracker:
@@ -81,11 +91,13 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         parent: str | None = None,
         started: float | None = None,
+        registration: Registration | None = None,
     ) -> str | None:
         """Write one finished run and return its id; None (and a warning) where that failed.
 
         params: may be nested, {"merge": {"method": …}} becomes "merge.method". series: metrics over steps 0, 1, ….
         artifacts: files and folders, logged under their own names. parent: the id of the run that this one is part of.
+        registration: what is registered with the run; one of its artifacts is the folder `model`.
         """
         now = time.time()
         try:
@@ -100,6 +112,7 @@ class Tracker:
                 | ({"mlflow.parentRunId": parent} if parent else {}),
                 started=now if started is None else started,
                 ended=now,
+                registration=registration,
             )
         except (TypeError, ValueError) as error:
             log.warning("run %r cannot be recorded: %s", name, error)
@@ -212,11 +225,24 @@ class Tracker:
         try:
             self._fill(client, run, record)
             client.set_terminated(run, "FINISHED", int(record.ended * 1000))
+            if record.registration:
+                self._register(client, run, record.registration)
         except BaseException:
             with suppress(Exception):
                 client.delete_run(run)  # half a record misleads
             raise
         return run
+
+    def _register(self, client: "MlflowClient", run: str, registration: Registration) -> None:
+        """Register a run's model. What cannot be mended by sending the record again later is a warning."""
+        from tasks.registry import is_passing, register
+
+        try:
+            register(client, run, registration)
+        except Exception as error:
+            if is_passing(error):
+                raise
+            log.warning("run %s is recorded, but not registered as %r: %s", run, registration.model, error)
 
     def _fill(self, client: "MlflowClient", run: str, record: RunRecord) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
@@ -281,6 +307,16 @@ class Tracker:
             log.warning("nor could it be kept for later: %s", error)
         else:
             log.warning("it is kept for later in %s", folder)
+
+
+def connect(uri: str | None = None) -> "MlflowClient":
+    """A client of the tracking server that the project uses, for what belongs to no experiment."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=Tracker("", uri).uri)
+    with exclusive(_home() / "first-use.lock"):
+        client.get_experiment("0")  # makes the tables of a new file; its answer does not matter
+    return client
 
 
 def _home() -> Path:

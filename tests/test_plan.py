@@ -30,6 +30,16 @@ def test_the_shipped_plans_are_valid(path):
     assert load_plan(path).tasks
 
 
+@pytest.mark.parametrize("uri", ["models:/two-teams@champion", "models:/two teams/3", "runs:/abc/model/x.safetensors"])
+def test_addresses_of_mlflow_are_valid_and_nothing_is_asked(uri):
+    from mergeline.preflight.sources import ask, local_path
+
+    assert load_plan("params.yaml", [f"checkpoints[0].uri={uri}"]).checkpoints[0].uri == uri
+    assert local_path(uri) is None
+    [source] = ask({"base-a": uri})
+    assert (source.note, source.lost) == ("in MLflow, which only a run asks", False)
+
+
 def test_families_are_bases_in_the_order_of_their_task_models():
     plan = load_plan("params.yaml")
     assert plan.families == ["base-a", "base-b"]
@@ -113,6 +123,8 @@ def test_overrides_reach_every_depth():
         ("checkpoints[0].name=merged", r"checkpoints\[0\].name: 'merged' is the name of a row"),
         ("checkpoints[0].uri=data/zoo", r"checkpoints\[0\].uri: data/zoo: holds 8 .*; name the one"),
         ("checkpoints[0].uri=README.md", r"checkpoints\[0\].uri: 'README.md' is no kind of checkpoint"),
+        ("checkpoints[0].uri=models:/two-teams", r"checkpoints\[0\].uri: 'models:/two-teams' names nothing in MLflow"),
+        ("checkpoints[0].uri=runs:/abc", r"checkpoints\[0\].uri: 'runs:/abc' .*; write .* or runs:/run/path"),
         ("checkpoints[0].uri=htp://host/a.pt", r"checkpoints\[0\].uri: 'htp://' is not a known .* 'http'"),
         (
             "checkpoints[0].uri=hf://x",

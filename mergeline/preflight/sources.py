@@ -17,6 +17,7 @@ from mergeline.checkpoints.readers import Reader
 from mergeline.checkpoints.sources import path_of, stated_size
 from mergeline.checkpoints.transfer import shown
 from mergeline.errors import InputError
+from mergeline.plan_surroundings import is_registered
 from mergeline.preflight.findings import Source
 from mergeline.redaction import expand
 
@@ -25,6 +26,8 @@ PATIENCE = 10.0  # seconds for all questions to other machines together
 
 def local_path(uri: str) -> Path | None:
     """The path that a uri means on this machine, None for one that names another place."""
+    if is_registered(uri):
+        return None
     if "://" not in uri:
         return Path(uri).expanduser()
     return Path(path_of(uri)) if uri.startswith("file://") else None
@@ -95,6 +98,8 @@ def _ask_one(name: str, uri: str) -> Source:
 
 def _remote(uri: str) -> tuple[int | None, int | None, str]:
     """Files of weights, bytes in all, and a note."""
+    if is_registered(uri):
+        return None, None, "in MLflow, which only a run asks"
     listing = list_folder(uri)
     if listing is None:
         if is_index(uri.partition("?")[0]):

@@ -1,0 +1,124 @@
+"""Whether a merged model may take the place of the one in use: gates, and when a difference is more than chance.
+
+Two scores a and b differ by d = a - b with the standard error sqrt(SE_a^2 + SE_b^2), that of independent estimates
+(Miller 2024, "Adding Error Bars to Evals", arXiv:2411.00640, section 4.1). Scores on the same examples are mostly right
+and wrong together, so the true error is smaller: a difference may be missed, and is seldom invented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import hypot, nan
+
+from mergeline.evaluation.score import Score
+from mergeline.plan import Promotion
+from mergeline.report.result import Comparison
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of a model. own: each task's score by the model that was trained for it; data: what measured."""
+
+    tasks: Mapping[str, Score]
+    mean: Score
+    joint: Score
+    own: Mapping[str, Score]
+    data: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate says. excess: how far the model is on the right side of the gate (below 0: on the wrong one)."""
+
+    gate: str
+    passed: bool
+    excess: float
+    sentence: str
+
+
+def measured(comparison: Comparison, specialists: Mapping[str, str], data: str = "") -> Measured:
+    """The result of a run. specialists: task -> the checkpoint that was trained for it.
+
+    A task's own score is the better one of that checkpoint as trained and with its normalisation statistics reset.
+    """
+    if not comparison.rows:
+        nothing = Score(nan, nan, 0)
+        return Measured({}, nothing, nothing, {}, data)
+    own: dict[str, Score] = {}
+    for task, checkpoint in specialists.items():
+        rows = (row for row in comparison.rows if row.name in (checkpoint, f"{checkpoint}-reset"))
+        found = [row.tasks[task] for row in rows if task in row.tasks]
+        if found:
+            own[task] = max(found, key=lambda score: score.value)
+    result = comparison.result
+    return Measured(result.tasks, result.mean, result.joint, own, data)
+
+
+def difference(one: Score, other: Score) -> tuple[float, float]:
+    """one - other, and the standard error of that."""
+    return one.value - other.value, hypot(one.standard_error, other.standard_error)
+
+
+def judge(gates: Promotion, candidate: Measured, champion: Measured | None) -> list[Verdict]:
+    """The verdict of every gate, in the order of the plan; champion: None where there is none yet.
+
+    A score that is missing or NaN passes no gate.
+    """
+    return [*_floors(gates, candidate), *_drops(gates, candidate), *_against(gates, candidate, champion)]
+
+
+def _floors(gates: Promotion, candidate: Measured) -> Iterator[Verdict]:
+    """A floor is a number, not a measurement: a score below it is below it."""
+    floors = gates.floor if isinstance(gates.floor, dict) else dict.fromkeys(candidate.tasks, gates.floor)
+    for task, floor in floors.items():
+        if floor is None:
+            continue
+        gate = f"floor of {task}"
+        if task not in candidate.tasks:
+            yield Verdict(gate, False, nan, f"{task} was not measured")
+            continue
+        score = candidate.tasks[task]
+        excess = score.value - floor
+        yield Verdict(gate, excess >= 0, excess, f"{score} is {_by(excess)} the floor of {100 * floor:.1f}")
+
+
+def _drops(gates: Promotion, candidate: Measured) -> Iterator[Verdict]:
+    if gates.max_drop is None:
+        return
+    for task, score in candidate.tasks.items():
+        gate = f"drop of {task}"
+        if task not in candidate.own:
+            yield Verdict(gate, False, nan, f"the task's own model was not measured on {task}")
+            continue
+        own = candidate.own[task]
+        gain, error = difference(score, own)
+        excess = gain + gates.max_drop
+        allowed = f"the least allowed, {own} of its own model less {100 * gates.max_drop:.1f}"
+        yield Verdict(
+            gate, excess >= -gates.standard_errors * error, excess, f"{score} is {_by(excess)} {allowed} (±{_p(error)})"
+        )
+
+
+def _against(gates: Promotion, candidate: Measured, champion: Measured | None) -> Iterator[Verdict]:
+    if gates.champion is None or champion is None:
+        return
+    if candidate.data != champion.data:
+        yield Verdict("champion", False, nan, "the champion was measured on other tasks or data, so nothing compares")
+        return
+    score, other = getattr(candidate, gates.score), getattr(champion, gates.score)
+    excess, error = difference(score, other)
+    margin = gates.standard_errors * error
+    passed = excess > margin if gates.champion == "better" else excess >= -margin
+    chance = f"{gates.standard_errors:g} standard errors of the difference ({_p(margin)})"
+    rule = f"more than {chance} are asked for" if gates.champion == "better" else f"up to {chance} count as chance"
+    sentence = f"{gates.score} {score} is {_by(excess)} the champion's {other}; {rule}"
+    yield Verdict("champion", passed, excess, sentence)
+
+
+def _by(excess: float) -> str:
+    return f"{_p(abs(excess))} {'below' if excess < 0 else 'above'}"
+
+
+def _p(share: float) -> str:
+    return f"{100 * share:.1f}"

@@ -1,0 +1,297 @@
+"""Task: move the alias `champion` of a registered model, one decision at a time, each of them on record.
+
+The lock is an experiment of MLflow, whose name only one process can make: it holds between all machines that use the
+same server. One whose process was killed is taken over after LEASE seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
+from pydantic import BaseModel, ConfigDict
+
+from mergeline.errors import InputError
+from mergeline.plan import Plan
+from mergeline.promotion import Measured, Verdict, judge, measured
+from mergeline.report.result import read_comparison
+from tasks._env import state_directory
+from tasks.locks import exclusive
+from tasks.policy import worth_a_retry
+from tasks.registry import CANDIDATE, CHAMPION, DATA, SHA256, find_alias, told
+from tasks.tracking import connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LEASE = 600.0  # seconds after which a lock counts as left behind; a decision takes a few
+POLL = 0.2
+EARLIER = "mergeline.earlier_champions"  # tag of a model: versions that were the champion, the last one last
+ROLLED_BACK = "mergeline.rolled_back"  # tag of a version that was the champion and is not to become it again
+KEPT = 100  # earlier champions that are remembered
+
+
+class Decision(BaseModel):
+    """What was decided about a version, and why. champion: the version with the alias afterwards."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    action: Literal["promoted", "refused", "unchanged", "rolled back"]
+    version: str
+    champion: str | None
+    before: str | None
+    verdicts: list[str]
+    time: str
+
+    def __str__(self) -> str:
+        head = {
+            "promoted": f"version {self.version} is the champion (before: {self.before or 'none'})",
+            "refused": f"version {self.version} is refused; the champion stays version {self.champion or 'none'}",
+            "unchanged": f"version {self.champion} is the champion already"
+            + (f"; version {self.version} has its weights" if self.version != self.champion else ""),
+            "rolled back": f"version {self.champion} is the champion again; version {self.version} is rolled back",
+        }[self.action]
+        return "\n".join([f"{self.model}: {head}", *(f"  {verdict}" for verdict in self.verdicts)])
+
+
+@task(
+    name="promote",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=1),
+    retry_jitter_factor=0.3,
+    retry_condition_fn=worth_a_retry,
+)
+def decide(plan: Plan, version: str | None = None) -> Decision:
+    """Make the candidate, or a version that is named, the champion if it passes every gate of the plan.
+
+    Raises InputError where there is nothing to promote, ConnectionError where MLflow does not answer.
+    """
+    model, gates = _model_of(plan), plan.promotion
+    if gates is None:
+        raise InputError("promotion: is missing; say what a champion must be, such as promotion: {floor: 0.5}")
+    with told(model):
+        client = connect()
+        with promotion_lock(client, model) as still_mine:
+            champion = find_alias(client, model, CHAMPION)
+            candidate = _candidate(client, model, version)
+            same = champion is not None and _what(champion) == _what(candidate)
+            if champion is not None and (champion.version == candidate.version or same):
+                return _decision(model, "unchanged", candidate, champion, champion, [])
+            verdicts = _history(client, candidate)
+            if not verdicts:
+                # the champion's own weights, measured on other data, need not stand beside the champion
+                rival = None if champion is None or _what(champion)[0] == _what(candidate)[0] else champion
+                of_rival = _scores(client, plan, rival) if rival and gates.champion else None
+                verdicts = judge(gates, _scores(client, plan, candidate), of_rival)
+            said = [f"{'passed' if v.passed else 'REFUSED'} {v.gate}: {v.sentence}" for v in verdicts]
+            if not all(verdict.passed for verdict in verdicts):
+                decision = _decision(model, "refused", candidate, champion, champion, said)
+                _log(client, decision)
+                return decision
+            decision = _decision(model, "promoted", candidate, candidate, champion, said)
+            still_mine()
+            _log(client, decision)  # before the alias moves: no champion is without a record
+            if champion is not None:
+                _remember(client, model, [*_earlier(client, model), str(champion.version)])
+            client.set_registered_model_alias(model, CHAMPION, candidate.version)
+            return decision
+
+
+@task(
+    name="roll-back",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=1),
+    retry_jitter_factor=0.3,
+    retry_condition_fn=worth_a_retry,
+)
+def roll_back(plan: Plan) -> Decision:
+    """Give the alias back to the last champion before this one; what is rolled back is not promoted again.
+
+    Raises InputError where there is no champion, or was none before it.
+    """
+    model = _model_of(plan)
+    with told(model):
+        client = connect()
+        with promotion_lock(client, model) as still_mine:
+            champion = find_alias(client, model, CHAMPION)
+            if champion is None:
+                raise InputError(f"{model}: there is no champion to roll back")
+            earlier = _earlier(client, model)
+            while earlier and (earlier[-1] == str(champion.version) or not _exists(client, model, earlier[-1])):
+                earlier.pop()
+            if not earlier:
+                raise InputError(f"{model}: version {champion.version} is the first champion; none to return to")
+            previous = client.get_model_version(model, earlier[-1])
+            decision = _decision(model, "rolled back", champion, previous, champion, [])
+            still_mine()
+            _log(client, decision)
+            client.set_model_version_tag(model, champion.version, ROLLED_BACK, decision.time)
+            client.set_registered_model_alias(model, CHAMPION, previous.version)
+            _remember(client, model, earlier[:-1])
+            return decision
+
+
+def _model_of(plan: Plan) -> str:
+    if plan.registry is None:
+        raise InputError("registry: is missing; it names the registered model, such as registry: {model: two-teams}")
+    return plan.registry.model
+
+
+def _candidate(client: MlflowClient, model: str, version: str | None) -> Any:
+    if version is not None:
+        return client.get_model_version(model, version)
+    candidate = find_alias(client, model, CANDIDATE)
+    if candidate is None:
+        raise InputError(f"{model}: there is no candidate; merge a plan that says registry: {{model: {model}}} first")
+    return candidate
+
+
+def _what(version: Any) -> tuple[str, str]:
+    """The digests of a version's weights and of the data that measured it; its own number where it has no tags."""
+    return version.tags.get(SHA256, str(version.version)), version.tags.get(DATA, "")
+
+
+def _history(client: MlflowClient, candidate: Any) -> list[Verdict]:
+    """What speaks against a version whatever its scores are: its weights were the champion's and were rolled back."""
+    versions = client.search_model_versions(f"name='{candidate.name}'")
+    alike = [version for version in versions if _what(version)[0] == _what(candidate)[0]]
+    found = next((version for version in alike if ROLLED_BACK in version.tags), None)
+    if found is None:
+        return []
+    sentence = (
+        f"its weights were rolled back as version {found.version} on {found.tags[ROLLED_BACK]}; "
+        f"to allow them again, remove the tag {ROLLED_BACK} from that version"
+    )
+    return [Verdict("history", False, float("nan"), sentence)]
+
+
+def _scores(client: MlflowClient, plan: Plan, version: Any) -> Measured:
+    """What the run of a version measured. InputError where its record is not there."""
+    from mlflow.exceptions import MlflowException
+
+    specialists = {task.name: task.checkpoint for task in plan.tasks}
+    with tempfile.TemporaryDirectory(dir=state_directory(), prefix=".scores.") as folder:
+        try:
+            path = client.download_artifacts(version.run_id, "comparison.json", folder)
+        except (MlflowException, OSError) as error:
+            if isinstance(error, MlflowException) and error.get_http_status_code() in (429, 502, 503, 504):
+                raise
+            raise InputError(
+                f"{version.name} version {version.version}: its run {version.run_id or ''} has no comparison.json in "
+                f"MLflow, so its scores are not known; merge its plan again"
+            ) from error
+        comparison = read_comparison(Path(path))
+    return measured(comparison, specialists, version.tags.get(DATA, ""))
+
+
+def _decision(model: str, action: Any, about: Any, champion: Any, before: Any, verdicts: list[str]) -> Decision:
+    return Decision(
+        model=model,
+        action=action,
+        version=str(about.version),
+        champion=str(champion.version) if champion else None,
+        before=str(before.version) if before else None,
+        verdicts=verdicts,
+        time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+    )
+
+
+# --- what is remembered ----------------------------------------------------------------------------------------------
+
+
+def audit_log() -> Path:
+    """A line of JSON per decision made on this machine; the tags of the versions hold those of all machines."""
+    return state_directory() / ".mlflow" / "promotions.jsonl"
+
+
+def _log(client: MlflowClient, decision: Decision) -> None:
+    client.set_model_version_tag(
+        decision.model, decision.version, f"mergeline.decision.{decision.time}", decision.model_dump_json()
+    )
+    path = audit_log()
+    with exclusive(path.with_suffix(".lock")), path.open("a", encoding="utf-8") as file:
+        file.write(decision.model_dump_json() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _earlier(client: MlflowClient, model: str) -> list[str]:
+    """Versions that were the champion, the last one last."""
+    try:
+        return [str(version) for version in json.loads(client.get_registered_model(model).tags.get(EARLIER, "[]"))]
+    except (ValueError, TypeError):  # somebody edited it
+        return []
+
+
+def _remember(client: MlflowClient, model: str, versions: list[str]) -> None:
+    client.set_registered_model_tag(model, EARLIER, json.dumps(versions[-KEPT:]))
+
+
+def _exists(client: MlflowClient, model: str, version: str) -> bool:
+    return any(str(found.version) == version for found in client.search_model_versions(f"name='{model}'"))
+
+
+# --- one at a time ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def promotion_lock(client: MlflowClient, model: str, *, lease: float = LEASE) -> Iterator[Callable[[], None]]:
+    """Hold the one lock of a registered model for the block; waits for whoever holds it.
+
+    Gives a function that raises ConnectionError where the lock was lost meanwhile (this process slept for longer than
+    the lease); to be called before what must not happen twice.
+    """
+    name = f"mergeline promotion of {model}"
+    mine = _acquire(client, name, lease)
+
+    def still_mine() -> None:
+        holder = client.get_experiment_by_name(name)
+        if holder is None or holder.experiment_id != mine:
+            raise ConnectionError(f"{model}: another promotion took over meanwhile; try again")
+
+    try:
+        yield still_mine
+    finally:
+        _release(client, name, mine)
+
+
+def _acquire(client: MlflowClient, name: str, lease: float) -> str:
+    from mlflow.exceptions import MlflowException
+
+    while True:
+        try:
+            return str(client.create_experiment(name, tags={"holder": f"{socket.gethostname()} {os.getpid()}"}))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        holder = client.get_experiment_by_name(name)
+        if holder is not None and time.time() - holder.creation_time / 1000 > lease:
+            _release(client, name, holder.experiment_id)
+        else:
+            time.sleep(POLL)
+
+
+def _release(client: MlflowClient, name: str, experiment: str) -> None:
+    """Free the lock that this very experiment is, and not one that somebody made after it."""
+    from mlflow.exceptions import MlflowException
+
+    with suppress(MlflowException):  # it is released already, or will be after the lease
+        client.rename_experiment(experiment, f"{name} {uuid.uuid4().hex}")
+        client.delete_experiment(experiment)

@@ -1,0 +1,89 @@
+"""The code of a registered model. MLflow copies this file into the model and runs it on loading ("models from code").
+
+It stands alone: a server that loads a model needs torch, safetensors and what the architecture's factory needs, whose
+project's sources lie in the model too. Weights are safetensors; nothing here is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from safetensors.torch import load_file
+
+
+class MergedModel(PythonModel):
+    """Pictures, or whatever the module takes, in; its outputs out.
+
+    The parameter `domain` names the domain whose normalisation statistics the module has; "" (the default) stands for
+    those of all calibration data together.
+    """
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Read how to build the module; it is built when it is first asked for."""
+        self._folder = Path(context.artifacts["merged"])
+        self._about = json.loads((self._folder / "served.json").read_text(encoding="utf-8"))
+        self._modules: dict[str, torch.nn.Module] = {}
+        self._mutex = threading.Lock()
+
+    def predict(
+        self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
+    ) -> np.ndarray:
+        """The module's outputs for a batch of inputs. ValueError for a domain that the model does not have."""
+        module = self.module((params or {}).get("domain", ""))
+        with torch.inference_mode():
+            return module(torch.from_numpy(np.ascontiguousarray(model_input))).numpy()
+
+    @property
+    def domains(self) -> list[str]:
+        """The domains that the model has normalisation statistics of."""
+        return list(self._about["domains"])
+
+    def module(self, domain: str = "") -> torch.nn.Module:
+        """The torch module in eval mode, with the statistics of a domain; the same object for every call."""
+        if domain and domain not in self.domains:
+            raise ValueError(f"there is no domain '{domain}' (known: {', '.join(self.domains) or 'none'})")
+        with self._mutex:
+            if domain not in self._modules:
+                self._modules[domain] = self._build(domain)
+            return self._modules[domain]
+
+    def _build(self, domain: str) -> torch.nn.Module:
+        module_name, _, function = self._about["factory"].partition(":")
+        module: torch.nn.Module = getattr(import_module(module_name), function)(**self._about["kwargs"])
+        module.load_state_dict(self._weights())
+        if domain:
+            module.load_state_dict(load_file(self._folder / "normalization" / f"{domain}.safetensors"), strict=False)
+        return module.eval()
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        weights: dict[str, torch.Tensor] = {}
+        for name, file in self._about["weights"].items():
+            weights |= load_file(self._find(name, file))
+        return weights
+
+    def _find(self, name: str, file: dict[str, Any]) -> Path:
+        """A file of weights: in the model, or, where it was too large to be copied, where it was written."""
+        if file["copied"]:
+            return self._folder / name
+        for place in file["places"]:
+            if Path(place).is_file() and _sha256(Path(place)) == file["sha256"]:
+                return Path(place)
+        places = " or ".join(file["places"])
+        raise FileNotFoundError(f"{name} was too large to be copied into MLflow; it must lie, unaltered, in {places}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+set_model(MergedModel())
