@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from flows.show_result import save_links, show
@@ -28,7 +29,10 @@ def run(flow: Callable[[Plan], Outcome]) -> int:
         if options.plan:
             return _show_plan(plan)
         quiet_prefect()
-        outcome = flow(plan)
+        from tasks.policy import fresh
+
+        with fresh() if options.fresh else nullcontext():
+            outcome = flow(plan)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -99,5 +103,6 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override one field: merge.keep_ratio=0.2"
     )
     parser.add_argument("--plan", action="store_true", help="check the plan, say what would be done, and stop")
+    parser.add_argument("--fresh", action="store_true", help="compute everything anew; nothing comes from the cache")
     parser.add_argument("--no-table", action="store_true", help="do not print the result table")
     return parser

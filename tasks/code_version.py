@@ -27,9 +27,11 @@ _INFRASTRUCTURE = {
     "tasks._env",
     "tasks.code_version",
     "tasks.locks",
+    "tasks.outbox",
     "tasks.policy",
     "tasks.store",
     "tasks.tracking",
+    "tasks.usage",
 }
 # Imports its public names on first use, which hides from a reader of the source what is used.
 _LAZY = {"mergeline"}

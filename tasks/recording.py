@@ -32,6 +32,7 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
     """Params, scores of every row, what the stages found, digests, and everything that was published."""
     from prefect.runtime import flow_run
 
+    from tasks.outbox import interrupted_or_new
     from tasks.tracking import DatasetUse, Tracker
 
     identity = str(flow_run.id)
@@ -42,19 +43,26 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
     found = facts(made)
     tags = {"prefect.flow_run": identity, "mergeline.plan": plan.name, "mergeline.stages": str(stages)}
     tags |= {f"checkpoint.{name}": ref.sha256 for name, ref in made.checkpoints.items()}
-    run = tracker.record(
-        plan.name,
-        params=_params(plan),
-        metrics=scores(comparison)
-        | {f"matched/{group}": value for group, value in found.matched.items()}
-        | {f"balance/{balance}": score for balance, score in found.balances.get("tried", {}).items()}
-        | {f"seconds/{name}": value for name, value in stage_seconds(identity).items()},
-        series={"objective": found.objective},
-        artifacts=[path for path in published_files(plan.output, made, comparison) if _size(path) <= LARGEST],
-        datasets=[DatasetUse(name=name, sha256=ref.sha256, source=name) for name, ref in made.datasets.items()],
-        tags=tags,
-    )
+    with interrupted_or_new(_work(plan, made)) as record:
+        run = tracker.record(
+            plan.name,
+            identity=record,
+            params=_params(plan),
+            metrics=scores(comparison)
+            | {f"matched/{group}": value for group, value in found.matched.items()}
+            | {f"balance/{balance}": score for balance, score in found.balances.get("tried", {}).items()}
+            | {f"seconds/{name}": value for name, value in stage_seconds(identity).items()},
+            series={"objective": found.objective},
+            artifacts=[path for path in published_files(plan.output, made, comparison) if _size(path) <= LARGEST],
+            datasets=[DatasetUse(name=name, sha256=ref.sha256, source=name) for name, ref in made.datasets.items()],
+            tags=tags,
+        )
     return Recorded(flow_run=identity, mlflow_run=run, mlflow_page=tracker.page(run) if run else None)
+
+
+def _work(plan: Plan, made: Made) -> str:
+    """What is recorded: two attempts at the same say the same."""
+    return plan.model_dump_json() + made.model_dump_json()
 
 
 def _size(path: Path) -> int:

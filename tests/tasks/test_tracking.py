@@ -151,10 +151,10 @@ def test_a_dead_server_is_a_warning_and_the_record_is_delivered_later(
     assert alive.deliver_pending() == []
 
 
-def test_half_a_record_is_withdrawn(tracker: Tracker, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_of_a_file_that_is_not_there_is_not_begun(tracker: Tracker, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = tracker.record("whole")
     assert tracker.record("half", artifacts=[tmp_path / "missing"]) is None
-    assert "'half' was not recorded" in caplog.text
+    assert "'half' cannot be recorded" in caplog.text
     experiment = read(tracker, first).info.experiment_id
     assert [run.info.run_name for run in MlflowClient(tracker.uri).search_runs([experiment])] == ["whole"]
 

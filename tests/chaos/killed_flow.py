@@ -1,0 +1,168 @@
+"""A process with everything imported, which forks a child for every run of the main job; the child may kill itself.
+
+A line of JSON on stdin asks for runs at the same time: [{state, overrides, log, kill: [stage, number] | null, after:
+seconds | null}]; a line on stdout answers with their exit codes. A child writes what happens into its log: the stage, what
+it is about to do, and with what. `kill` names the event before which it dies, `after` a time.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import tasks  # noqa: F401  its settings come first
+from flows.command_line import quiet_prefect
+from flows.merge_and_evaluate import merge_and_evaluate
+from mergeline.plan_file import load_plan
+
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.utime"}
+OWN = "mergeline.chaos."  # events of this file: a lock is held or free, a stage computes, MLflow is told something
+_own = threading.local()
+
+
+class Watch:
+    """An audit hook that counts what a run does to files and databases, by stage, and kills it when its time comes."""
+
+    def __init__(self, folders: list[str], log: Path, kill: list | None) -> None:
+        self._folders, self._kill = tuple(folders), tuple(kill or ())
+        self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._counts: dict[str, int] = {}
+        self._mutex = threading.Lock()
+
+    def __call__(self, event: str, arguments: tuple) -> None:
+        about = self._about(event, arguments)
+        if about is None or getattr(_own, "busy", False):
+            return
+        _own.busy = True
+        try:
+            stage = _stage()
+            with self._mutex:
+                number = self._counts[stage] = self._counts.get(stage, 0) + 1
+                if (stage, number) == self._kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                os.write(self._log, f"{stage}\t{event.removeprefix(OWN)}\t{about}\n".encode())
+        finally:
+            _own.busy = False
+
+    def _about(self, event: str, arguments: tuple) -> str | None:
+        """The file, key or statement of an event that counts."""
+        if event.startswith(OWN):
+            return str(arguments[0])
+        if event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES):
+            path = os.fspath(arguments[0]) if isinstance(arguments[0], str | os.PathLike) else ""
+            return path if str(path).startswith(self._folders) else None
+        return None
+
+
+def _stage() -> str:
+    from prefect.context import TaskRunContext
+
+    context = TaskRunContext.get()
+    return context.task.name if context is not None else "flow"
+
+
+def tell_of_locks_and_stages() -> None:
+    """Events for what Python's own do not show."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    from tasks import policy
+    from tasks.locks import FlockLockManager
+
+    acquire, release, timed = FlockLockManager.acquire_lock, FlockLockManager.release_lock, policy._timed
+
+    def acquire_lock(self, key, *args, **kwargs):
+        taken = acquire(self, key, *args, **kwargs)
+        _own.key = key
+        sys.audit(f"{OWN}held", key)
+        return taken
+
+    def release_lock(self, key, *args, **kwargs):
+        release(self, key, *args, **kwargs)
+        sys.audit(f"{OWN}free", key)
+
+    def computing(name):
+        sys.audit(f"{OWN}computes", _own.key)
+        return timed(name)
+
+    FlockLockManager.acquire_lock, FlockLockManager.release_lock = acquire_lock, release_lock  # type: ignore[method-assign]
+    policy._timed = computing  # type: ignore[assignment]
+    event.listen(Engine, "before_cursor_execute", lambda *about: sys.audit(f"{OWN}sql", about[2].split("\n")[0]))
+    event.listen(Engine, "commit", lambda connection: sys.audit(f"{OWN}sql", "commit"))
+
+
+def import_all() -> None:
+    """What the stages import, so that no child pays for it."""
+    import matplotlib.pyplot
+    import mlflow.store.tracking.sqlalchemy_store
+    import scipy.optimize
+    import sqlalchemy.orm
+    import torch.fx  # noqa: F401
+
+    import mergeline.alignment.solve
+    import mergeline.calibration.normalization
+    import mergeline.evaluation.datasets
+    import mergeline.evaluation.metrics
+    import mergeline.merging.engine
+    import mergeline.report.chart
+    import mergeline.similarity.activation
+    import mergeline.symmetry.derive  # noqa: F401
+
+    sqlalchemy.orm.configure_mappers()
+
+
+def run(request: dict) -> None:
+    """In a child: the flow, watched."""
+    state, overrides = request["state"], request["overrides"]
+    os.environ |= {"MERGELINE_STATE": state, "MLFLOW_TRACKING_URI": request["mlflow"]}
+    plan = load_plan("params.yaml", overrides)
+    tell_of_locks_and_stages()
+    sys.addaudithook(Watch([state, str(plan.output.resolve())], Path(request["log"]), request.get("kill")))
+    if request.get("after"):
+        threading.Thread(target=_die_after, args=[request["after"]], daemon=True).start()
+    quiet_prefect()
+    merge_and_evaluate(plan)
+
+
+def _die_after(seconds: float) -> None:
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fork(request: dict) -> int:
+    """The process id of a child that runs the flow: it ends with 0, with 1 after an error, or by a signal."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.setsid()
+        os.dup2(os.open(request["log"] + ".out", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+        os.dup2(1, 2)
+        run(request)
+        os._exit(0)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(1)
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    import_all()
+    assert threading.active_count() == 1, "a process with threads cannot be forked safely"
+    print("ready", flush=True)
+    for line in sys.stdin:
+        children = [fork(request) for request in json.loads(line)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(codes), flush=True)
+
+
+if __name__ == "__main__":
+    main()
