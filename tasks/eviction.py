@@ -88,7 +88,7 @@ def _remove(entry: Entry, records: Iterable[Path]) -> list[Entry]:
 @contextmanager
 def _unheld(entry: Entry) -> Iterator[bool]:
     """Whether nobody downloads into it just now; nobody begins to within the block."""
-    lock = entry.path.with_suffix(".lock")
+    lock = entry.path.with_name(f"{entry.path.name.strip('.').partition('.')[0]}.lock")
     if entry.kind != DOWNLOADS or not lock.is_file():
         yield True
         return

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from mergeline.plan import Plan
 from mergeline.report.page import Facts, report_page
 from mergeline.report.result import Comparison
+from tasks._env import state_directory
+from tasks.locks import exclusive
 from tasks.permutations import BALANCE_SEARCH
 from tasks.policy import stage
 from tasks.store import ArtifactRef, file_digests, publish, publish_files, put_directory, put_file, read_json
@@ -49,8 +54,13 @@ def publish_run(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactR
 
     What an earlier run published and this one does not have is removed: it would be taken for a part of the result.
     """
+    names = [path.name for path in published_files(plan.output, made, comparison)]
+    with _one_publisher(plan.output, set(file_digests(made.model, MODEL)), keep=names):
+        _publish(plan, made, comparison, chart)
+
+
+def _publish(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef | None) -> None:
     output = plan.output
-    _remove_older(output, keep=[path.name for path in published_files(output, made, comparison)])
     if made.model.path.is_dir():
         publish_files(made.model, output)
     else:
@@ -85,11 +95,39 @@ def published_beside(*, normalization: bool, chart: bool) -> list[str]:
     return [*names, "comparison.json", "metrics.json", "lineage.json", "report.md"]
 
 
-def _remove_older(output: Path, keep: list[str]) -> None:
-    """Remove the files of the model that lies in a folder, by its lineage, and what measured it."""
+@contextmanager
+def _one_publisher(output: Path, files: set[str], keep: list[str]) -> Iterator[None]:
+    """Nobody else publishes into the folder meanwhile; what an earlier run, or one that was killed, left is removed.
+
+    files: those of the model. keep: the names of all that is published.
+    """
+    key = hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]
+    begun = state_directory() / ".prefect" / "publishing" / key  # which files of models the folder may have
+    with exclusive(begun.with_suffix(".lock")):
+        older = _listed(output / "lineage.json") | _listed(begun)
+        _write_aside(begun, {"files": sorted(older | files)})
+        _remove_older(output, older, keep)
+        yield
+        begun.unlink()
+
+
+def _write_aside(path: Path, value: Any) -> None:
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(value))
+    draft.replace(path)
+
+
+def _listed(file: Path) -> set[str]:
+    """The files of the model that lies in a folder, by its lineage; none where that is not there, or not ours."""
     try:
-        older = list(json.loads((output / "lineage.json").read_text()).get("files", [MODEL]))
-    except (OSError, ValueError, AttributeError, TypeError):  # none there, or not ours
+        return set(json.loads(file.read_text()).get("files", [MODEL]))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return set()
+
+
+def _remove_older(output: Path, older: set[str], keep: list[str]) -> None:
+    """Remove the files of an older model, and what measured it."""
+    if not older:
         return
     for name in {*older, CHART} - set(keep):
         (output / Path(name).name).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 import threading
 import time
 import uuid
@@ -291,6 +292,7 @@ class Tracker:
                 from mlflow import MlflowClient
 
                 with exclusive(_home() / "first-use.lock"):  # the migrations of a new file race between processes
+                    _make_database(self.uri)
                     client = MlflowClient(tracking_uri=self.uri)
                     known = client.get_experiment_by_name(self.experiment)
                     place = (_home() / "artifacts").as_uri() if self.uri.startswith("sqlite:") else None
@@ -310,6 +312,20 @@ def deliver_all() -> tuple[list[str], list[Path]]:
     experiments = dict.fromkeys(_read(folder).experiment for folder in outbox.pending())
     sent = [run for experiment in experiments for run in Tracker(experiment).deliver_pending()]
     return sent, outbox.pending()
+
+
+def _make_database(uri: str) -> None:
+    """Make a SQLite file whole or not at all: one that was left in the middle of its migrations cannot be opened."""
+    file = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or file.exists():
+        return
+    from mlflow import MlflowClient
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".draft-") as folder:
+        draft = Path(folder) / file.name
+        MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
+        draft.replace(file)
 
 
 def _read(folder: Path) -> RunRecord:

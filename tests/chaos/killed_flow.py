@@ -1,26 +1,40 @@
 """A process with everything imported, which forks a child for every run of the main job; the child may kill itself.
 
-A line of JSON on stdin asks for runs at the same time: [{state, overrides, log, kill: [stage, number] | null, after:
-seconds | null}]; a line on stdout answers with their exit codes. A child writes what happens into its log: the stage, what
-it is about to do, and with what. `kill` names the event before which it dies, `after` a time.
+A line of JSON on stdin asks for runs at the same time: [{state, mlflow, overrides, log, kill: [stage, number],
+after: seconds, fresh: bool, changed: [module]}]; a line on stdout answers with their exit codes. A child writes into its log what it is about to
+do: the stage, the event, the file or key or statement. `kill` names the event before which it dies, `after` a time.
+`fresh` is --fresh; `changed` are modules whose sources count as changed.
 """
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
+from contextlib import nullcontext
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import tasks  # noqa: F401  its settings come first
 from flows.command_line import quiet_prefect
 from flows.merge_and_evaluate import merge_and_evaluate
 from mergeline.plan_file import load_plan
+from tasks import code_version
+from tasks.policy import fresh
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.utime"}
+NOISE = re.compile(r"/\.store/(used/|tmp$|$)|\.lock$")
 OWN = "mergeline.chaos."  # events of this file: a lock is held or free, a stage computes, MLflow is told something
+IMPORTED = [
+    *("matplotlib.pyplot", "mlflow.store.tracking.sqlalchemy_store", "scipy.optimize", "torch.fx"),
+    *("mergeline.alignment.solve", "mergeline.calibration.normalization", "mergeline.evaluation.datasets"),
+    *("mergeline.evaluation.metrics", "mergeline.merging.engine", "mergeline.report.chart"),
+    *("mergeline.similarity.activation", "mergeline.symmetry.derive"),
+]
 _own = threading.local()
 
 
@@ -54,7 +68,8 @@ class Watch:
             return str(arguments[0])
         if event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES):
             path = os.fspath(arguments[0]) if isinstance(arguments[0], str | os.PathLike) else ""
-            return path if str(path).startswith(self._folders) else None
+            counts = str(path).startswith(self._folders) and not NOISE.search(str(path))
+            return str(path) if counts else None
         return None
 
 
@@ -97,20 +112,9 @@ def tell_of_locks_and_stages() -> None:
 
 def import_all() -> None:
     """What the stages import, so that no child pays for it."""
-    import matplotlib.pyplot
-    import mlflow.store.tracking.sqlalchemy_store
-    import scipy.optimize
+    for name in IMPORTED:
+        import_module(name)
     import sqlalchemy.orm
-    import torch.fx  # noqa: F401
-
-    import mergeline.alignment.solve
-    import mergeline.calibration.normalization
-    import mergeline.evaluation.datasets
-    import mergeline.evaluation.metrics
-    import mergeline.merging.engine
-    import mergeline.report.chart
-    import mergeline.similarity.activation
-    import mergeline.symmetry.derive  # noqa: F401
 
     sqlalchemy.orm.configure_mappers()
 
@@ -124,8 +128,21 @@ def run(request: dict) -> None:
     sys.addaudithook(Watch([state, str(plan.output.resolve())], Path(request["log"]), request.get("kill")))
     if request.get("after"):
         threading.Thread(target=_die_after, args=[request["after"]], daemon=True).start()
+    change(request.get("changed", []))
     quiet_prefect()
-    merge_and_evaluate(plan)
+    with fresh() if request.get("fresh") else nullcontext():
+        merge_and_evaluate(plan)
+
+
+def change(modules: list[str]) -> None:
+    """The sources of these modules have another digest than their files."""
+    read = code_version._read
+
+    def changed(path, module):
+        source = read(path, module)
+        return replace(source, digest="changed") if module in modules else source
+
+    code_version._read = changed  # type: ignore[assignment]
 
 
 def _die_after(seconds: float) -> None:

@@ -151,7 +151,9 @@ def test_a_dead_server_is_a_warning_and_the_record_is_delivered_later(
     assert alive.deliver_pending() == []
 
 
-def test_a_record_of_a_file_that_is_not_there_is_not_begun(tracker: Tracker, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_of_a_file_that_is_not_there_is_not_begun(
+    tracker: Tracker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = tracker.record("whole")
     assert tracker.record("half", artifacts=[tmp_path / "missing"]) is None
     assert "'half' cannot be recorded" in caplog.text
