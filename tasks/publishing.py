@@ -1,4 +1,4 @@
-"""Tasks: draw the result, and copy what a run made to where people and DVC look for it (anew after every run)."""
+"""Task: copy what a run made to where people and DVC look for it (anew after every run)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from mergeline.report.result import Comparison
 from tasks._env import state_directory
 from tasks.locks import exclusive
 from tasks.permutations import BALANCE_SEARCH
-from tasks.policy import stage
 from tasks.store import ArtifactRef, file_digests, publish, publish_files, put_directory, put_file, read_json
 
 MODEL, CHART = "model.safetensors", "chart.png"
@@ -37,15 +36,6 @@ class Made(BaseModel):
     coefficients: ArtifactRef | None
     model: ArtifactRef
     normalization: dict[str, ArtifactRef]
-
-
-@stage("draw-chart")
-def draw_comparison(scores: ArtifactRef) -> ArtifactRef:
-    """The picture of the result."""
-    from mergeline.report.chart import draw_chart
-
-    comparison = Comparison.model_validate(read_json(scores))
-    return put_file(lambda path: draw_chart(comparison, path), ".png", "chart")
 
 
 @task(name="publish")

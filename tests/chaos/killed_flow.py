@@ -1,9 +1,9 @@
 """A process with everything imported, which forks a child for every run of the main job; the child may kill itself.
 
-A line of JSON on stdin asks for runs at the same time: [{state, mlflow, overrides, log, kill: [stage, number],
-after: seconds, fresh: bool, changed: [module]}]; a line on stdout answers with their exit codes. A child writes into its log what it is about to
-do: the stage, the event, the file or key or statement. `kill` names the event before which it dies, `after` a time.
-`fresh` is --fresh; `changed` are modules whose sources count as changed.
+A line of JSON on stdin asks for runs at the same time, one object each: {state, mlflow, overrides, log}, and what may
+happen to it: kill: [stage, number], the event before which it dies; after: seconds until it dies; fresh: --fresh;
+changed: modules whose sources count as changed. A line on stdout answers with their exit codes. A child writes into its
+log what it is about to do: the stage, the event, the file or key or statement.
 """
 
 import json

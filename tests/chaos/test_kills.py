@@ -16,7 +16,7 @@ STAGES = {
 
 @pytest.mark.parametrize("where", ["inside", "at the end"])
 def test_a_run_that_is_killed_in_every_stage_goes_on_each_time(kitchen, unbroken, tmp_path, where):
-    """Each attempt gets one stage further (at its end: its lock is free again); the last one ends like an unbroken run."""
+    """Each attempt gets one stage further (at its end: its lock is free); the last one ends as an unbroken run does."""
     merge = Merge(kitchen, tmp_path / where.replace(" ", "-"), small_plan())
     points = kill_points([event for event in unbroken.attempts[0] if event.stage != "flow"])
     assert set(points) == STAGES, "the small plan does not run every stage, or there is a new one"
