@@ -83,7 +83,7 @@ def _show_plan(plan: Plan) -> int:
 
 
 def quiet_prefect() -> None:
-    """Leave the terminal to the progress bar and the table; Prefect's own log goes to its pages alone."""
+    """Leave the terminal to the progress bar, our own warnings and the table; the rest goes to Prefect's pages alone."""
     from prefect.logging.configuration import setup_logging
     from prefect.logging.handlers import PrefectConsoleHandler
 
@@ -94,6 +94,10 @@ def quiet_prefect() -> None:
             for handler in logging.getLogger(name).handlers:
                 if isinstance(handler, PrefectConsoleHandler):
                     handler.addFilter(lambda _record: False)
+        ours = logging.getLogger("tasks")
+        if not ours.handlers:
+            ours.addHandler(logging.StreamHandler())
+            ours.setLevel(logging.WARNING)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-import tempfile
+import shutil
 import threading
 import time
 import uuid
@@ -321,11 +321,12 @@ def _make_database(uri: str) -> None:
         return
     from mlflow import MlflowClient
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".draft-") as folder:
-        draft = Path(folder) / file.name
-        MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
-        draft.replace(file)
+    folder = file.parent / f".draft-{file.name}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed here
+    folder.mkdir(parents=True)
+    MlflowClient(tracking_uri=f"sqlite:///{folder / file.name}").search_experiments(max_results=1)
+    (folder / file.name).replace(file)
+    shutil.rmtree(folder)
 
 
 def _read(folder: Path) -> RunRecord:

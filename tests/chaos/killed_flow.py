@@ -2,7 +2,8 @@
 
 A line of JSON on stdin asks for runs at the same time, one object each: {state, mlflow, overrides, log}, and what may
 happen to it: kill: [stage, number], the event before which it dies; after: seconds until it dies; fresh: --fresh;
-changed: modules whose sources count as changed. A line on stdout answers with their exit codes. A child writes into its
+changed: modules whose sources count as changed; settings: of Prefect; victim: a process (with its group) that dies in
+place of the run. A line on stdout answers with their exit codes. A child writes into its
 log what it is about to do: the stage, the event, the file or key or statement.
 """
 
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -41,8 +42,8 @@ _own = threading.local()
 class Watch:
     """An audit hook that counts what a run does to files and databases, by stage, and kills it when its time comes."""
 
-    def __init__(self, folders: list[str], log: Path, kill: list | None) -> None:
-        self._folders, self._kill = tuple(folders), tuple(kill or ())
+    def __init__(self, folders: list[str], log: Path, kill: list | None, victim: int | None) -> None:
+        self._folders, self._kill, self._victim = tuple(folders), tuple(kill or ()), victim
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._counts: dict[str, int] = {}
         self._mutex = threading.Lock()
@@ -57,7 +58,7 @@ class Watch:
             with self._mutex:
                 number = self._counts[stage] = self._counts.get(stage, 0) + 1
                 if (stage, number) == self._kill:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    os.killpg(self._victim or os.getpid(), signal.SIGKILL)
                 os.write(self._log, f"{stage}\t{event.removeprefix(OWN)}\t{about}\n".encode())
         finally:
             _own.busy = False
@@ -125,13 +126,21 @@ def run(request: dict) -> None:
     os.environ |= {"MERGELINE_STATE": state, "MLFLOW_TRACKING_URI": request["mlflow"]}
     plan = load_plan("params.yaml", overrides)
     tell_of_locks_and_stages()
-    sys.addaudithook(Watch([state, str(plan.output.resolve())], Path(request["log"]), request.get("kill")))
+    sys.addaudithook(
+        Watch([state, str(plan.output.resolve())], Path(request["log"]), request.get("kill"), request.get("victim"))
+    )
     if request.get("after"):
         threading.Thread(target=_die_after, args=[request["after"]], daemon=True).start()
     change(request.get("changed", []))
     quiet_prefect()
-    with fresh() if request.get("fresh") else nullcontext():
+    with _settings(request.get("settings", {})), fresh() if request.get("fresh") else nullcontext():
         merge_and_evaluate(plan)
+
+
+def _settings(values: dict) -> AbstractContextManager[object]:
+    from prefect import settings
+
+    return settings.temporary_settings({getattr(settings, name): value for name, value in values.items()})
 
 
 def change(modules: list[str]) -> None:
