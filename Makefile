@@ -1,5 +1,6 @@
 # Every target sets up what it needs by itself: a virtual environment in .venv with pinned packages.
 VENV ?= .venv
+CACHE ?= --older-than 30d
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 READY := $(VENV)/.ready
@@ -8,7 +9,7 @@ DATA_READY := $(VENV)/.ready-data
 .DEFAULT_GOAL := help
 
 help: ## show what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 merge: $(READY) ## merge the checkpoints of params.yaml, evaluate, publish into data/merged; then show the result
 	@dvc repro --quiet
@@ -19,6 +20,9 @@ test: $(READY) ## run the tests
 
 fuzz: $(READY) ## try the derivation of symmetries on 5000 random programs
 	python -m tests.symmetry.fuzz --programs 5000
+
+chaos: $(READY) ## kill the main job 500 times at random and check what is left (an hour)
+	python -m tests.chaos.attempts --kills 500
 
 lint: $(READY) ## check style and types
 	ruff check .
@@ -51,6 +55,12 @@ data: $(DATA_READY) ## make the shipped data set again, from the hub or from Deb
 zoo: data ## train the shipped checkpoints again (minutes)
 	python -m flows.train_zoo
 
+clean-cache: $(READY) ## remove what no run has used for 30 days (CACHE="--keep 10GB": or for its size), and say what is left
+	@python -m flows.clean_cache $(CACHE)
+
+sync: $(READY) ## deliver to MLflow what it did not take while it was down
+	@python -m flows.sync_tracking
+
 clean: ## remove caches and intermediate artifacts; the published result and the environment stay
 	rm -rf .store .prefect .links .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
@@ -67,4 +77,4 @@ $(DATA_READY): $(READY)
 	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[data]"
 	@touch $@
 
-.PHONY: help merge test fuzz lint ui server deploy worker bench data zoo clean
+.PHONY: help merge test fuzz chaos lint ui server deploy worker bench data zoo clean-cache sync clean

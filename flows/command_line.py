@@ -36,7 +36,10 @@ def run(flow: Callable[[Plan], Outcome]) -> int:
         if news is not None and not news:
             return _show_result(plan, options)
         quiet_prefect()
-        outcome = remembered(flow, plan, news.inputs if news else None)
+        from tasks.policy import recomputing
+
+        with recomputing(options.fresh):
+            outcome = remembered(flow, plan, news.inputs if news else None)
     except InputError as error:
         print(redact(str(error)), file=sys.stderr)
         return 2
@@ -90,7 +93,7 @@ def _show_plan(plan: Plan) -> int:
 
 
 def quiet_prefect() -> None:
-    """Leave the terminal to the progress bar and the table; Prefect's own log goes to its pages alone."""
+    """Leave the terminal to the progress bar, our own warnings and the table; the rest is on Prefect's pages alone."""
     from prefect.logging.configuration import setup_logging
     from prefect.logging.handlers import PrefectConsoleHandler
 
@@ -104,6 +107,10 @@ def quiet_prefect() -> None:
             for handler in logging.getLogger(name).handlers:
                 if isinstance(handler, PrefectConsoleHandler):
                     handler.addFilter(lambda _record: False)
+        ours = logging.getLogger("tasks")
+        if not ours.handlers:
+            ours.addHandler(logging.StreamHandler())
+            ours.setLevel(logging.WARNING)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,5 +123,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--if-changed", action="store_true", help="do nothing where no input changed since the last run that succeeded"
     )
+    parser.add_argument("--fresh", action="store_true", help="compute everything anew; nothing comes from the cache")
     parser.add_argument("--no-table", action="store_true", help="do not print the result table")
     return parser

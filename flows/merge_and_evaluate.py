@@ -10,6 +10,7 @@ from mergeline.plan import Align, BalanceSearch, Plan
 from mergeline.report.result import Comparison
 from tasks.activations import collect_activations
 from tasks.architecture import prove_symmetry
+from tasks.chart import draw_comparison
 from tasks.checkpoints import download_checkpoint
 from tasks.dashboard import show_outcome
 from tasks.evaluation import evaluate
@@ -28,7 +29,7 @@ from tasks.merging import (
 from tasks.normalization import measure_normalization, reset_normalization
 from tasks.permutations import choose_balance, solve_permutations
 from tasks.progress import Progress
-from tasks.publishing import Made, draw_comparison, publish_run
+from tasks.publishing import Made, publish_run
 from tasks.recording import Outcome, record_run
 from tasks.runners import plan_flow
 from tasks.similarity import activation_similarity, weight_similarity

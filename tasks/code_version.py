@@ -28,11 +28,13 @@ _INFRASTRUCTURE = {
     "tasks.code_version",
     "tasks.locks",
     "tasks.logs",
+    "tasks.outbox",
     "tasks.policy",
     "tasks.secrets",
     "tasks.store",
     "tasks.tracking",
     "mergeline.redaction",
+    "tasks.usage",
 }
 # Imports its public names on first use, which hides from a reader of the source what is used.
 _LAZY = {"mergeline"}

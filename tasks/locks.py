@@ -21,9 +21,22 @@ _POLL_SECONDS = 0.05
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the lock file `path` (made where missing) for the block; waits for whoever holds it."""
+    with _held(path, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def shared(path: Path) -> Iterator[None]:
+    """Hold it together with others who hold it like this; waits for who holds it alone."""
+    with _held(path, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _held(path: Path, operation: int) -> Iterator[None]:
     handle = _open(path)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, operation)
         yield
     finally:
         os.close(handle)  # closing frees the lock; the file stays, for removing it would race with its next holder

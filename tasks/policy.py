@@ -8,11 +8,13 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, get_type_hints
@@ -28,12 +30,14 @@ from prefect.tasks import exponential_backoff
 from prefect.transactions import IsolationLevel
 from pydantic import BaseModel
 
+from mergeline.errors import InputError
 from tasks._env import state_directory, use_one_thread
 from tasks.code_version import code_version
 from tasks.locks import STAGE_LOCKS
 from tasks.logs import told
 from tasks.measuring import asked, measured
 from tasks.store import ArtifactRef
+from tasks.usage import undisturbed
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=BaseModel)
@@ -117,12 +121,17 @@ def stage_key(called: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> str:
     return cache_key(called.name, function, inspect.signature(function).bind(*args, **kwargs).arguments)
 
 
+def records_directory() -> Path:
+    """Where the results of stages are recorded, each under its cache key."""
+    return state_directory() / ".prefect" / "results"
+
+
 class _Stage(Task[P, R]):
     """A task whose records lie where MERGELINE_STATE says when it runs, not when it was defined."""
 
     @property
     def result_storage(self) -> Path:  # a Path: Prefect takes a str for the name of a storage block
-        return state_directory() / ".prefect" / "results"
+        return records_directory()
 
     @result_storage.setter
     def result_storage(self, value: object) -> None:
@@ -147,7 +156,10 @@ class _StagePolicy(CachePolicy):
         self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str:
         asked(task_ctx.task.name)
-        return cache_key(task_ctx.task.name, inspect.unwrap(task_ctx.task.fn), inputs)
+        key = cache_key(task_ctx.task.name, inspect.unwrap(task_ctx.task.fn), inputs)
+        with undisturbed(), suppress(FileNotFoundError):
+            os.utime(records_directory() / key)  # a hit counts as use
+        return key
 
 
 def cache_key(name: str, function: Callable[..., Any], inputs: Mapping[str, Any]) -> str:
@@ -193,15 +205,53 @@ def _type_name(value: object) -> str:
 # --- retries ---------------------------------------------------------------------------------------------------------
 
 
+# By name, so that nothing is imported to ask. The built-in ConnectionError and TimeoutError count, too.
+_TRANSIENT = {
+    *("requests.ConnectionError", "requests.Timeout", "requests.ChunkedEncodingError"),
+    *("httpx.TransportError", "urllib3.ProtocolError", "urllib3.MaxRetryError"),
+    *("aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError"),
+    *("botocore.HTTPClientError", "botocore.ConnectionError"),
+}
+
+
 def is_transient(error: BaseException) -> bool:
-    """Might the same call succeed in a moment? True for lost connections, timeouts and HTTP 429 or 5xx."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(status, int):
+    """Might the same call succeed in a moment? True for lost connections, timeouts, HTTP 429 or 5xx, a locked database.
+
+    What the error was raised from counts where it says nothing itself; an InputError says that the input is at fault.
+    """
+    if isinstance(error, InputError):
+        return False
+    status = _http_status(error)
+    if status is not None:
         return status == 429 or status >= 500
     names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(error).__mro__}
-    return isinstance(error, ConnectionError | TimeoutError) or not names.isdisjoint(
-        {"requests.ConnectionError", "requests.Timeout", "httpx.TransportError"}  # not the built-in ConnectionError
-    )
+    if isinstance(error, ConnectionError | TimeoutError) or not names.isdisjoint(_TRANSIENT):
+        return True
+    if type(error).__name__ == "OperationalError":  # of sqlite3, or of SQLAlchemy around it
+        return "database is locked" in str(error) or "database table is locked" in str(error)
+    return error.__cause__ is not None and is_transient(error.__cause__)
+
+
+def _http_status(error: BaseException) -> int | None:
+    """What the server answered; some libraries keep that in the error itself."""
+    response = getattr(error, "response", None)
+    found = [getattr(response, "status_code", None), getattr(error, "status", None)]
+    if isinstance(response, Mapping):  # of botocore
+        found.append(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+    return next((status for status in found if isinstance(status, int)), None)
+
+
+def retry_after(error: BaseException) -> float:
+    """Seconds that the server asks to wait before the next attempt; 0 where it does not."""
+    response = getattr(error, "response", None)
+    headers = getattr(response, "headers", None) or getattr(error, "headers", None) or {}
+    said = getattr(error, "retry_after", None) or headers.get("Retry-After")
+    try:
+        return max(0.0, float(said or 0.0))
+    except ValueError:  # a date
+        with suppress(TypeError, ValueError):
+            return max(0.0, parsedate_to_datetime(str(said)).timestamp() - time.time())
+        return 0.0
 
 
 def worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
@@ -209,7 +259,7 @@ def worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool
     error = state.data
     if not isinstance(error, Exception) or not is_transient(error):
         return False
-    wait = getattr(error, "retry_after", None) or 0.0
+    wait = retry_after(error)
     if wait > LONGEST_WAIT:
         return False
     time.sleep(wait)

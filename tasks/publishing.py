@@ -1,10 +1,12 @@
-"""Tasks: draw the result, and copy what a run made to where people and DVC look for it (anew after every run)."""
+"""Task: copy what a run made to where people and DVC look for it (anew after every run)."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ from mergeline.redaction import redact
 from mergeline.report.card import MARK, CardFacts, model_card
 from mergeline.report.page import Facts, report_page
 from mergeline.report.result import Comparison
+from tasks._env import state_directory
 from tasks.exporting import Exported, exports_record
 from tasks.lineage import lineage
+from tasks.locks import exclusive
 from tasks.permutations import BALANCE_SEARCH
-from tasks.policy import stage
 from tasks.store import ArtifactRef, file_digests, publish, publish_files, put_directory, put_file, read_json
 
 MODEL, CHART, CONFIG, CARD = "model.safetensors", "chart.png", "config.json", "README.md"
@@ -42,23 +45,19 @@ class Made(BaseModel):
     exports: dict[str, Exported] = {}
 
 
-@stage("draw-chart")
-def draw_comparison(scores: ArtifactRef) -> ArtifactRef:
-    """The picture of the result."""
-    from mergeline.report.chart import draw_chart
-
-    comparison = Comparison.model_validate(read_json(scores))
-    return put_file(lambda path: draw_chart(comparison, path), ".png", "chart")
-
-
 @task(name="publish")
 def publish_run(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef | None) -> None:
     """Write the merged model, its normalisation per domain, alignment, coefficients, scores, lineage, report and card.
 
     What an earlier run published and this one does not have is removed: it would be taken for a part of the result.
     """
+    names = [path.name for path in published_files(plan, made, comparison)]
+    with _one_publisher(plan.output, set(file_digests(made.model, MODEL)), keep=names):
+        _publish(plan, made, comparison, chart)
+
+
+def _publish(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef | None) -> None:
     output = plan.output
-    _remove_older(output, keep=[path.name for path in published_files(plan, made, comparison)])
     if made.model.path.is_dir():
         publish_files(made.model, output)
     else:
@@ -150,11 +149,39 @@ def _gather_programs(exports: dict[str, Exported], record: dict[str, Any], folde
     (folder / "exports.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _remove_older(output: Path, keep: list[str]) -> None:
-    """Remove the files of the model that lies in a folder, by its lineage, and what measured it."""
+@contextmanager
+def _one_publisher(output: Path, files: set[str], keep: list[str]) -> Iterator[None]:
+    """Nobody else publishes into the folder meanwhile; what an earlier run, or one that was killed, left is removed.
+
+    files: those of the model. keep: the names of all that is published.
+    """
+    key = hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]
+    begun = state_directory() / ".prefect" / "publishing" / key  # which files of models the folder may have
+    with exclusive(begun.with_suffix(".lock")):
+        older = _listed(output / "lineage.json") | _listed(begun)
+        _write_aside(begun, {"files": sorted(older | files)})
+        _remove_older(output, older, keep)
+        yield
+        begun.unlink()
+
+
+def _write_aside(path: Path, value: Any) -> None:
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(value))
+    draft.replace(path)
+
+
+def _listed(file: Path) -> set[str]:
+    """The files of the model that lies in a folder, by its lineage; none where that is not there, or not ours."""
     try:
-        older = list(json.loads((output / "lineage.json").read_text()).get("files", [MODEL]))
-    except (OSError, ValueError, AttributeError, TypeError):  # none there, or not ours
+        return set(json.loads(file.read_text()).get("files", [MODEL]))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return set()
+
+
+def _remove_older(output: Path, older: set[str], keep: list[str]) -> None:
+    """Remove the files of an older model, and what measured it."""
+    if not older:
         return
     for name in {*older, CHART, CONFIG} - set(keep):
         (output / Path(name).name).unlink(missing_ok=True)

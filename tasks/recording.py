@@ -40,6 +40,7 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
     """Params, scores of every row, what the stages found, digests, and everything that was published."""
     from prefect.runtime import flow_run
 
+    from tasks.outbox import interrupted_or_new
     from tasks.tracking import DatasetUse, Tracker
     from tasks.versioning import version_tags
 
@@ -54,10 +55,12 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
     published = published_files(plan, made, comparison)
     files = [path for path in published if _size(path) <= LARGEST]
     tags = _tags(plan, made, stages, identity) | version_tags(plan, made.model.sha256, published)
-    with tempfile.TemporaryDirectory(dir=state_directory(), prefix=".registered.") as aside:
-        model = _registered(plan, made, Path(aside))
+    aside = tempfile.TemporaryDirectory(dir=state_directory(), prefix=".registered.")
+    with interrupted_or_new(_work(plan, made)) as record, aside as folder:
+        model = _registered(plan, made, Path(folder))
         run = tracker.record(
             plan.name,
+            identity=record,
             params=_params(plan),
             metrics=scores(comparison)
             | {f"matched/{group}": value for group, value in found.matched.items()}
@@ -91,6 +94,11 @@ def _registered(plan: Plan, made: Made, aside: Path) -> Path | None:
     except Exception as error:  # the merge is done and published
         log.warning("the result is not registered as %r: %s", plan.registry.model, error)
         return None
+
+
+def _work(plan: Plan, made: Made) -> str:
+    """What is recorded: two attempts at the same say the same."""
+    return plan.model_dump_json() + made.model_dump_json()
 
 
 def _size(path: Path) -> int:

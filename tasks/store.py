@@ -23,7 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from tasks._env import state_directory
 from tasks.locks import exclusive
+from tasks.usage import note_use, undisturbed
 
+_DRAFT = ".draft-"
 _FOLDER_SUFFIX = ".dir"  # kept for folders: a file that holds a folder's listing has the same digest
 
 
@@ -57,13 +59,18 @@ class ArtifactRef(BaseModel):
         return self
 
     def verify(self) -> None:
-        """Raise ValueError if the artifact is missing or not what its name says. Cheap while the file is unchanged."""
-        try:
-            found = digest(self.path)
-        except OSError as error:
-            raise ValueError(f"artifact {self.identity} ({self.kind}) is missing from the store") from error
-        if found != self.sha256:
-            raise ValueError(f"artifact {self.identity} ({self.kind}) was altered in the store")
+        """Raise ValueError if the artifact is missing or not what its name says. Cheap while the file is unchanged.
+
+        It counts as used, and is not evicted while this process lives.
+        """
+        with undisturbed():
+            try:
+                found = digest(self.path)
+            except OSError as error:
+                raise ValueError(f"artifact {self.identity} ({self.kind}) is missing from the store") from error
+            if found != self.sha256:
+                raise ValueError(f"artifact {self.identity} ({self.kind}) was altered in the store")
+            note_use(self.identity, self.kind)
 
 
 def store_directory() -> Path:
@@ -87,11 +94,12 @@ def put_file(write: Callable[[Path], object], suffix: str, kind: str, **metadata
         found = digest(draft)
         _settle(draft)
         place = _place(found, suffix)
-        place.parent.mkdir(exist_ok=True)
-        draft.replace(place)
-        _sync(place.parent)
-        _remember(place, found)
-    return ArtifactRef(sha256=found, kind=kind, suffix=suffix, metadata=metadata)
+        with undisturbed():
+            place.parent.mkdir(exist_ok=True)
+            draft.replace(place)
+            _sync(place.parent)
+            _remember(place, found)
+            return ArtifactRef(sha256=found, kind=kind, suffix=suffix, metadata=metadata)
 
 
 def put_directory(write: Callable[[Path], object], kind: str, **metadata: JsonValue) -> ArtifactRef:
@@ -107,8 +115,9 @@ def put_directory(write: Callable[[Path], object], kind: str, **metadata: JsonVa
         for relative in digests:
             _settle(draft / relative)
         place = _place(found, _FOLDER_SUFFIX)
-        place.parent.mkdir(exist_ok=True)
-        with exclusive(_drafts() / "folders.lock"):  # unlike a file, a folder cannot be renamed over another one
+        # unlike a file, a folder cannot be renamed over another one
+        with undisturbed(), exclusive(_drafts() / "folders.lock"):
+            place.parent.mkdir(exist_ok=True)
             if not _holds(place, found):
                 if place.exists():
                     place.rename(workspace / "altered")
@@ -116,14 +125,15 @@ def put_directory(write: Callable[[Path], object], kind: str, **metadata: JsonVa
                 _sync(place.parent)
                 for relative, value in digests.items():
                     _remember(place / relative, value)
-    return ArtifactRef(sha256=found, kind=kind, suffix=_FOLDER_SUFFIX, metadata=metadata)
+            return ArtifactRef(sha256=found, kind=kind, suffix=_FOLDER_SUFFIX, metadata=metadata)
 
 
 def take_file(path: Path, kind: str, **metadata: JsonValue) -> ArtifactRef:
     """Store a copy of a file that is already there. Nothing is copied when the store has its content."""
     found = digest(path)
-    if _holds(_place(found, path.suffix), found):
-        return ArtifactRef(sha256=found, kind=kind, suffix=path.suffix, metadata=metadata)
+    with undisturbed():
+        if _holds(_place(found, path.suffix), found):
+            return ArtifactRef(sha256=found, kind=kind, suffix=path.suffix, metadata=metadata)
     return put_file(lambda draft: shutil.copyfile(path, draft), path.suffix, kind, **metadata)
 
 
@@ -146,14 +156,14 @@ def publish(ref: ArtifactRef, destination: Path) -> Path:
     """
     ref.verify()
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as aside:
-        draft = Path(aside) / "new"
+    with _workspace(destination.parent) as aside:
+        draft = aside / "new"
         if ref.path.is_dir():
             shutil.copytree(ref.path, draft, copy_function=shutil.copyfile)
             for relative in _file_digests(draft):
                 _sync(draft / relative)
             if destination.exists():
-                destination.rename(Path(aside) / "old")
+                destination.rename(aside / "old")
             draft.rename(destination)
         else:
             shutil.copyfile(ref.path, draft)
@@ -171,9 +181,9 @@ def publish_files(ref: ArtifactRef, folder: Path) -> list[Path]:
     ref.verify()
     folder.mkdir(parents=True, exist_ok=True)
     names = sorted(_file_digests(ref.path), key=lambda name: (name.endswith(".index.json"), name))
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".publishing.") as aside:
+    with _workspace(folder) as aside:
         for name in names:
-            draft = Path(aside) / Path(name).name
+            draft = aside / Path(name).name
             shutil.copyfile(ref.path / name, draft)
             _sync(draft)
             (folder / name).parent.mkdir(exist_ok=True)
@@ -250,12 +260,15 @@ def _drafts() -> Path:
 
 
 @contextmanager
-def _workspace() -> Iterator[Path]:
-    """A private folder on the store's disk, removed at the end. Its flock tells others that its owner lives."""
-    drafts = _drafts()
-    with exclusive(drafts / "sweep.lock"):  # nobody sweeps a folder between its making and its locking
-        _sweep(drafts)
-        folder = Path(tempfile.mkdtemp(dir=drafts))
+def _workspace(beside: Path | None = None) -> Iterator[Path]:
+    """A private folder on the store's disk (or in another folder), removed at the end, or else by the next one.
+
+    Its flock tells others that its owner lives.
+    """
+    drafts = beside or _drafts()
+    with exclusive(_drafts() / "sweep.lock"):  # nobody sweeps a folder between its making and its locking
+        sweep(drafts)
+        folder = Path(tempfile.mkdtemp(dir=drafts, prefix=_DRAFT))
         handle = os.open(folder, os.O_RDONLY)
         fcntl.flock(handle, fcntl.LOCK_EX)
     try:
@@ -265,9 +278,9 @@ def _workspace() -> Iterator[Path]:
         os.close(handle)
 
 
-def _sweep(drafts: Path) -> None:
+def sweep(drafts: Path) -> None:
     """Remove the drafts of processes that died while they wrote."""
-    for folder in filter(Path.is_dir, drafts.iterdir()):
+    for folder in filter(Path.is_dir, drafts.glob(f"{_DRAFT}*")):
         try:
             handle = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:

@@ -1,8 +1,9 @@
 """The record of runs: MLflow, by explicit run ids, imported on first use. Tracking warns where it fails; runs go on.
 
-A record that MLflow did not take is kept in MERGELINE_STATE/.mlflow/pending, with copies of its files, and sent by
-`Tracker.deliver_pending`. The default store is a SQLite file; its artifact addresses are absolute, so a project that is
-moved keeps its numbers but loses the links to files logged before.
+A record is put down in the outbox (`tasks/outbox.py`) before it is sent, and removed when MLflow has it: what a crash
+or an outage interrupts is delivered later, by the next run or `flows/sync_tracking.py`. Its identity is a tag of the
+run, so nothing is written twice, not even where an answer was lost. The default store is a SQLite file; its artifact
+addresses are absolute, so a project that is moved keeps its numbers but loses the links to files logged before.
 """
 
 import json
@@ -14,13 +15,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from mergeline.redaction import redact
+from tasks import outbox
 from tasks._env import state_directory
 from tasks.locks import exclusive
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+IDENTITY = "mergeline.record"  # tag
 _PARAMS_PER_CALL, _METRICS_PER_CALL, _PARAM_LENGTH, _DIGEST_LENGTH = 100, 1000, 6000, 36  # limits of MLflow
 
 
@@ -54,19 +56,21 @@ class Registration(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """All that is told about one run. Times are seconds since the epoch."""
+    """All that is told about one run; two records of one identity are the same. Times are seconds since the epoch."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     name: str
-    params: dict[str, str]
-    metrics: dict[str, float]
+    identity: str = ""
+    experiment: str = ""
+    params: dict[str, str] = {}
+    metrics: dict[str, float] = {}
     series: dict[str, list[float]] = {}
-    artifacts: list[Path]
-    datasets: list[DatasetUse]
-    tags: dict[str, str]
-    started: float
-    ended: float
+    artifacts: list[Path] = []
+    datasets: list[DatasetUse] = []
+    tags: dict[str, str] = {}
+    started: float = 0.0
+    ended: float = 0.0
     registration: Registration | None = None
 
 
@@ -92,16 +96,20 @@ class Tracker:
         parent: str | None = None,
         started: float | None = None,
         registration: Registration | None = None,
+        identity: str | None = None,
     ) -> str | None:
-        """Write one finished run and return its id; None (and a warning) where that failed.
+        """Write one finished run and return its id; None (and a warning) where that failed: it is then kept for later.
 
         params: may be nested, {"merge": {"method": …}} becomes "merge.method". series: metrics over steps 0, 1, ….
         artifacts: files and folders, logged under their own names. parent: the id of the run that this one is part of.
         registration: what is registered with the run; one of its artifacts is the folder `model`.
+        identity: a record that was begun under the same one is gone on with (default: a new one).
         """
         now = time.time()
         try:
             record = RunRecord(
+                identity=identity or uuid.uuid4().hex,
+                experiment=self.experiment,
                 name=name,
                 params=dict(_flat(params or {})),
                 metrics={_key(key): float(value) for key, value in (metrics or {}).items()},
@@ -114,14 +122,23 @@ class Tracker:
                 ended=now,
                 registration=registration,
             )
-        except (TypeError, ValueError) as error:
+            for path in record.artifacts:
+                path.stat()
+        except (TypeError, ValueError, OSError) as error:
             log.warning("run %r cannot be recorded: %s", name, error)
             return None
         try:
-            return self._send(record)
+            folder = self._keep(record)
+        except OSError as error:
+            log.warning("run %r cannot be kept for later, should MLflow be down: %s", name, error)
+            folder = None
+        try:
+            run = self._send(record) if folder is None else self._deliver(folder)
+            return run or self._run_of(record.identity)  # another process may have delivered it meanwhile
         except Exception as error:  # whatever it is, a merge of hours is worth more than its record
             log.warning("run %r was not recorded in MLflow at %s: %s", name, self.uri, error)
-            self._keep(record)
+            if folder is not None:
+                log.warning("it is kept for later in %s", folder)
             return None
 
     def begin(self, name: str, *, params: Mapping[str, Any], identity: tuple[str, str]) -> str | None:
@@ -136,10 +153,8 @@ class Tracker:
                 client.update_run(known.info.run_id, "RUNNING")
             begun = known or client.create_run(experiment, tags=dict([identity]), run_name=name)
             pairs = dict(_flat(params))
-            record = RunRecord(
-                name=name, params=pairs, metrics={}, artifacts=[], datasets=[], tags={}, started=0, ended=0
-            )
-            self._fill(client, begun.info.run_id, record)  # again, too: it may have been killed before this
+            record = RunRecord(name=name, params=pairs)
+            self._fill(client, begun, record)  # again, too: it may have been killed before this
         except Exception as error:
             log.warning("run %r was not begun in MLflow at %s: %s", name, self.uri, error)
             return None
@@ -195,17 +210,42 @@ class Tracker:
                 return
 
     def deliver_pending(self) -> list[str]:
-        """Send the records of this experiment that were kept; returns the ids of the runs. Stops at a failure."""
+        """Send the records of this experiment that were kept; returns the ids of the runs.
+
+        One that MLflow refuses does not hold up the others; where MLflow does not answer at all, it stops.
+        """
         sent: list[str] = []
-        with exclusive(_home() / "pending.lock"):
-            for file in sorted(self._pending().glob("[!.]*/record.json")):
-                try:
-                    sent.append(self._send(RunRecord.model_validate_json(file.read_text(encoding="utf-8"))))
-                except Exception as error:
-                    log.warning("kept run %s could not be delivered to %s: %s", file.parent.name, self.uri, error)
+        for folder in outbox.pending(self.experiment):
+            try:
+                run = self._deliver(folder)
+            except Exception as error:
+                log.warning("kept run %s could not be delivered to %s: %s", folder.name, self.uri, error)
+                if not self._answers():
                     break
-                shutil.rmtree(file.parent)
+            else:
+                sent += [run] if run else []
         return sent
+
+    def _deliver(self, folder: Path) -> str | None:
+        """Send a kept record and remove it; None where somebody else did that meanwhile."""
+        with outbox.one_sender():
+            if not (folder / outbox.RECORD).is_file():
+                return None
+            run = self._send(_read(folder))
+            outbox.remove(folder)
+            return run
+
+    def _run_of(self, identity: str) -> str | None:
+        known = next(self._runs(IDENTITY, identity), None)
+        return str(known.info.run_id) if known else None
+
+    def _answers(self) -> bool:
+        try:
+            client, experiment = self._connect()
+            client.get_experiment(experiment)
+        except Exception:
+            return False
+        return True
 
     def where(self, run_id: str | None = None) -> str:
         """Where to look: the address of the run on a server, or the command that shows the local file."""
@@ -220,18 +260,20 @@ class Tracker:
         return f"#/experiments/{self._connect()[1]}/runs/{run_id}"
 
     def _send(self, record: RunRecord) -> str:
+        """Write a run, or what is missing of it; all of this may be said twice."""
         client, experiment = self._connect()
-        run = client.create_run(experiment, int(record.started * 1000), record.tags, record.name).info.run_id
-        try:
+        known = next(self._runs(IDENTITY, record.identity), None)
+        tags = record.tags | {IDENTITY: record.identity}
+        run = known or client.create_run(experiment, int(record.started * 1000), tags, record.name)
+        for name, value in tags.items():
+            if run.data.tags.get(name) != value:  # of an earlier attempt
+                client.set_tag(run.info.run_id, name, value)
+        if run.info.status != "FINISHED":
             self._fill(client, run, record)
-            client.set_terminated(run, "FINISHED", int(record.ended * 1000))
             if record.registration:
-                self._register(client, run, record.registration)
-        except BaseException:
-            with suppress(Exception):
-                client.delete_run(run)  # half a record misleads
-            raise
-        return run
+                self._register(client, run.info.run_id, record.registration)
+            client.set_terminated(run.info.run_id, "FINISHED", int(record.ended * 1000))
+        return str(run.info.run_id)
 
     def _register(self, client: "MlflowClient", run: str, registration: Registration) -> None:
         """Register a run's model. What cannot be mended by sending the record again later is a warning."""
@@ -244,13 +286,14 @@ class Tracker:
                 raise
             log.warning("run %s is recorded, but not registered as %r: %s", run, registration.model, error)
 
-    def _fill(self, client: "MlflowClient", run: str, record: RunRecord) -> None:
+    def _fill(self, client: "MlflowClient", begun: "Run", record: RunRecord) -> None:
+        """Tell MLflow what belongs to a run; the same again changes nothing."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
-        ended = int(record.ended * 1000)
+        run, moment = begun.info.run_id, begun.info.start_time  # the same in every attempt: points count once
         params = [Param(key, value) for key, value in record.params.items()]
-        metrics = [Metric(key, value, ended, 0) for key, value in record.metrics.items()]
-        metrics += [Metric(key, x, ended, step) for key, row in record.series.items() for step, x in enumerate(row)]
+        metrics = [Metric(key, value, moment, 0) for key, value in record.metrics.items()]
+        metrics += [Metric(key, x, moment, step) for key, row in record.series.items() for step, x in enumerate(row)]
         while params or metrics:
             client.log_batch(run, metrics=metrics[:_METRICS_PER_CALL], params=params[:_PARAMS_PER_CALL])
             metrics, params = metrics[_METRICS_PER_CALL:], params[_PARAMS_PER_CALL:]
@@ -277,6 +320,7 @@ class Tracker:
                 from mlflow import MlflowClient
 
                 with exclusive(_home() / "first-use.lock"):  # the migrations of a new file race between processes
+                    _make_database(self.uri)
                     client = MlflowClient(tracking_uri=self.uri)
                     known = client.get_experiment_by_name(self.experiment)
                     place = (_home() / "artifacts").as_uri() if self.uri.startswith("sqlite:") else None
@@ -284,39 +328,47 @@ class Tracker:
                 self._connection = client, number
             return self._connection
 
-    def _pending(self) -> Path:
-        return _home() / "pending" / _key(self.experiment).replace("/", "_")
+    def _keep(self, record: RunRecord) -> Path:
+        def text(copies: list[Path]) -> str:
+            return record.model_copy(update={"artifacts": copies}).model_dump_json(indent=1)
 
-    def _keep(self, record: RunRecord) -> None:
-        """Put a record aside with copies of its files, which the next run would overwrite."""
-        name = uuid.uuid4().hex
-        draft, folder = self._pending() / f".{name}", self._pending() / name
-        try:
-            kept = []
-            for number, path in enumerate(record.artifacts):
-                copy = folder / str(number) / path.name
-                target = draft / str(number) / path.name
-                target.parent.mkdir(parents=True)
-                (shutil.copytree if path.is_dir() else shutil.copyfile)(path, target)
-                kept.append(copy)
-            draft.mkdir(parents=True, exist_ok=True)
-            text = record.model_copy(update={"artifacts": kept}).model_dump_json(indent=1)
-            (draft / "record.json").write_text(text, encoding="utf-8")
-            draft.rename(folder)
-        except OSError as error:
-            log.warning("nor could it be kept for later: %s", error)
-        else:
-            log.warning("it is kept for later in %s", folder)
+        return outbox.keep(record.experiment, record.identity, record.artifacts, text)
+
+
+def deliver_all() -> tuple[list[str], list[Path]]:
+    """Send every record that was kept; returns the ids of the runs, and the folders of what is still to be sent."""
+    experiments = dict.fromkeys(_read(folder).experiment for folder in outbox.pending())
+    sent = [run for experiment in experiments for run in Tracker(experiment).deliver_pending()]
+    return sent, outbox.pending()
+
+
+def _make_database(uri: str) -> None:
+    """Make a SQLite file whole or not at all: one that was left in the middle of its migrations cannot be opened."""
+    file = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or file.exists():
+        return
+    from mlflow import MlflowClient
+
+    folder = file.parent / f".draft-{file.name}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed here
+    folder.mkdir(parents=True)
+    MlflowClient(tracking_uri=f"sqlite:///{folder / file.name}").search_experiments(max_results=1)
+    (folder / file.name).replace(file)
+    shutil.rmtree(folder)
+
+
+def _read(folder: Path) -> RunRecord:
+    return RunRecord.model_validate_json((folder / outbox.RECORD).read_text(encoding="utf-8"))
 
 
 def connect(uri: str | None = None) -> "MlflowClient":
     """A client of the tracking server that the project uses, for what belongs to no experiment."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=Tracker("", uri).uri)
+    address = Tracker("", uri).uri
     with exclusive(_home() / "first-use.lock"):
-        client.get_experiment("0")  # makes the tables of a new file; its answer does not matter
-    return client
+        _make_database(address)
+        return MlflowClient(tracking_uri=address)
 
 
 def _home() -> Path:

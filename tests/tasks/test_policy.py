@@ -2,10 +2,13 @@
 
 import json
 import math
+import sqlite3
 import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,13 @@ import requests
 import torch
 from prefect import Task, flow, unmapped
 from pydantic import BaseModel
+from sqlalchemy.exc import OperationalError
 
 from mergeline.checkpoints.sources import TransientError
+from mergeline.errors import InputError
 from tasks import policy
 from tasks.locks import FlockLockManager
-from tasks.policy import fresh, is_transient, stage
+from tasks.policy import fresh, is_transient, retry_after, stage
 from tasks.store import ArtifactRef, put_json, read_json
 from tests.prefect_fixtures import forget_sources
 
@@ -322,6 +327,23 @@ def http_error(status: int) -> requests.HTTPError:
     return requests.HTTPError(response=response)
 
 
+def raised_from(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize("said", ["3", "date", "soon", None])
+def test_how_long_a_server_asks_to_wait(said: str | None) -> None:
+    error = http_error(429)
+    if said == "date":
+        error.response.headers["Retry-After"] = format_datetime(datetime.now(UTC) + timedelta(hours=1))
+        assert 3000 < retry_after(error) <= 3600
+        return
+    if said:
+        error.response.headers["Retry-After"] = said
+    assert retry_after(error) == (3.0 if said == "3" else 0.0)
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -335,6 +357,14 @@ def http_error(status: int) -> requests.HTTPError:
         (http_error(429), True),
         (http_error(404), False),
         (http_error(403), False),
+        (requests.exceptions.ChunkedEncodingError(), True),
+        (sqlite3.OperationalError("database is locked"), True),
+        (sqlite3.OperationalError("no such table"), False),
+        (OperationalError("select", {}, sqlite3.OperationalError("database is locked")), True),
+        (raised_from(RuntimeError("copying failed"), ConnectionResetError()), True),
+        (raised_from(RuntimeError("copying failed"), http_error(404)), False),
+        (raised_from(InputError("the digest is another one"), ConnectionResetError()), False),
+        (ValueError("NaN in conv1.weight"), False),
         (OSError("disk full"), False),
         (KeyError("x"), False),
     ],

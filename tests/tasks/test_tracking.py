@@ -2,17 +2,20 @@
 
 import logging
 import math
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tasks.outbox import interrupted_or_new
 from tasks.tracking import DatasetUse, Tracker
 
 STARTED = 1_700_000_000.5
@@ -151,12 +154,124 @@ def test_a_dead_server_is_a_warning_and_the_record_is_delivered_later(
     assert alive.deliver_pending() == []
 
 
-def test_half_a_record_is_withdrawn(tracker: Tracker, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_of_a_file_that_is_not_there_is_not_begun(
+    tracker: Tracker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = tracker.record("whole")
     assert tracker.record("half", artifacts=[tmp_path / "missing"]) is None
-    assert "'half' was not recorded" in caplog.text
+    assert "'half' cannot be recorded" in caplog.text
     experiment = read(tracker, first).info.experiment_id
     assert [run.info.run_name for run in MlflowClient(tracker.uri).search_runs([experiment])] == ["whole"]
+
+
+@pytest.mark.parametrize("call", ["create_run", "log_batch", "log_inputs", "log_artifact", "set_terminated"])
+def test_a_server_that_dies_after_having_accepted_it_is_not_told_twice(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    whole = getattr(MlflowClient, call)
+
+    def accept_and_die(*args: Any, **kwargs: Any) -> None:
+        whole(*args, **kwargs)
+        raise ConnectionError("no answer")
+
+    used = DatasetUse(name="fashion", sha256="ab" * 32, context="test")
+    with monkeypatch.context() as dying:
+        dying.setattr(MlflowClient, call, accept_and_die)
+        assert (
+            tracker.record(
+                "once", params={"p": 1}, series={"s": [1, 2]}, artifacts=[tmp_path / "a.txt"], datasets=[used]
+            )
+            is None
+        )
+    [delivered] = tracker.deliver_pending()
+    run = read(tracker, delivered)
+    [only] = MlflowClient(tracker.uri).search_runs([run.info.experiment_id])
+    assert (only.info.run_id, only.info.status, only.data.params) == (delivered, "FINISHED", {"p": "1"})
+    assert len(run.inputs.dataset_inputs) == 1
+    history = MlflowClient(tracker.uri).get_metric_history(delivered, "s")
+    assert [(point.step, point.value) for point in history] == [(0, 1), (1, 2)]
+    assert [file.path for file in MlflowClient(tracker.uri).list_artifacts(delivered)] == ["a.txt"]
+    assert tracker.deliver_pending() == []
+
+
+def test_records_are_delivered_once_by_many_at_once(state: Path, dead_uri: str, store: str) -> None:
+    for number in range(6):
+        Tracker("many at once", dead_uri).record(f"run {number}")
+    with ThreadPoolExecutor(3) as pool:
+        sent = [
+            run
+            for runs in pool.map(lambda _: Tracker("many at once", store).deliver_pending(), range(3))
+            for run in runs
+        ]
+    assert len(set(sent)) == len(sent) == 6
+
+
+def test_a_record_that_mlflow_refuses_does_not_hold_up_the_others(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    create = MlflowClient.create_run
+
+    def refuse(self: MlflowClient, experiment: str, start: int, tags: dict[str, str], name: str) -> Run:
+        if name == "refused":
+            raise ValueError("not this one")
+        return create(self, experiment, start, tags, name)
+
+    with monkeypatch.context() as down:
+        down.setattr(Tracker, "_send", lambda self, record: 1 / 0)
+        assert [tracker.record(name) for name in ("refused", "taken")] == [None, None]
+    monkeypatch.setattr(MlflowClient, "create_run", refuse)
+    [taken] = tracker.deliver_pending()
+    assert read(tracker, taken).info.run_name == "taken"
+    assert "not this one" in caplog.text
+    monkeypatch.undo()
+
+
+def test_the_record_of_a_killed_run_is_gone_on_with(tracker: Tracker) -> None:
+    class Killed(BaseException):
+        pass
+
+    identities = []
+    with pytest.raises(Killed), interrupted_or_new("a merge") as identity:
+        identities.append(identity)
+        first = tracker.record("merge", identity=identity, tags={"flow": "first"})
+        raise Killed
+    with interrupted_or_new("a merge") as identity, interrupted_or_new("a merge") as another:
+        identities += [identity, another]
+        again = tracker.record("merge", identity=identity, tags={"flow": "second"})
+    assert first == again
+    assert read(tracker, again).data.tags["flow"] == "second"
+    with interrupted_or_new("a merge") as identity:
+        identities.append(identity)
+    assert identities[0] == identities[1]
+    assert len(set(identities)) == 3
+
+
+MAKE = """
+import os, signal, sys
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from tasks.tracking import Tracker
+
+left = [int(sys.argv[1])]
+
+def count(*_):
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+event.listen(Engine, "before_cursor_execute", count)
+print(Tracker("made").record("first"))
+"""
+
+
+def test_a_database_that_was_half_made_is_made_again(state: Path) -> None:
+    dying = subprocess.run([sys.executable, "-c", MAKE, "100"], check=False)
+    assert dying.returncode == -signal.SIGKILL
+    assert not (state / ".mlflow" / "mlflow.db").exists()
+    [line] = subprocess.check_output([sys.executable, "-c", MAKE, "0"], text=True).splitlines()
+    assert not list((state / ".mlflow").glob(".draft*"))
+    assert read(Tracker("made"), line).info.status == "FINISHED"
 
 
 @pytest.mark.parametrize("metrics", [{"a": "much"}, {"a": None}, {"a": [1]}])

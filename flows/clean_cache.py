@@ -1,0 +1,103 @@
+"""Say what the cache holds, and remove what has not been used for long: `python -m flows.clean_cache --help`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.eviction import Entry
+
+_UNITS = {"m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
+
+
+def main() -> int:
+    """Exit status 0; 2 for options that say nothing."""
+    options = _parser().parse_args()
+    from tasks.eviction import entries, evict
+
+    if options.older_than is not None or options.keep is not None:
+        gone = evict(older_than=options.older_than, keep=options.keep)
+        print(f"removed {_count(len(gone))}, {_bytes(sum(entry.size for entry in gone))}")
+    _report(entries())
+    return 0
+
+
+def _report(found: list[Entry]) -> None:
+    """Number, size and last use of what is there, by kind."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tasks.store import store_directory
+
+    table = Table(title=f"the cache in {store_directory().parent}", title_justify="left")
+    for column in ("kind", "number", "size", "last used"):
+        table.add_column(column, justify="left" if column == "kind" else "right")
+    kinds = {kind: [entry for entry in found if entry.kind == kind] for kind in {entry.kind for entry in found}}
+    for kind, members in sorted(kinds.items(), key=lambda item: -_size(item[1])):
+        table.add_row(kind, str(len(members)), _bytes(_size(members)), _ago(max(entry.used for entry in members)))
+    table.add_section()
+    table.add_row("all", str(len(found)), _bytes(_size(found)), "")
+    Console(width=None if sys.stdout.isatty() else 100, highlight=False).print(table)
+
+
+def _size(members: Iterable[Entry]) -> int:
+    return sum(entry.size for entry in members)
+
+
+def _count(number: int) -> str:
+    return "1 entry" if number == 1 else f"{number} entries"
+
+
+def _bytes(size: int) -> str:
+    from pydantic import ByteSize
+
+    return ByteSize(size).human_readable(decimal=True)
+
+
+def _ago(moment: float) -> str:
+    seconds = time.time() - moment
+    for unit, name in (("d", "days"), ("h", "hours"), ("m", "minutes")):
+        if seconds >= 2 * _UNITS[unit]:
+            return f"{seconds / _UNITS[unit]:.0f} {name} ago"
+    return "just now"
+
+
+def _duration(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write a number and m, h, d or w, such as 30d")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def _byte_size(text: str) -> int:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write a number and a unit, such as 10GB") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.clean_cache",
+        description="Say what the cache holds; with an option, remove some of it first. What a running flow uses "
+        "stays, and what was removed is computed again where a run needs it.",
+    )
+
+    parser.add_argument(
+        "--older-than", type=_duration, metavar="30d", help="remove what was not used for that long (m, h, d, w)"
+    )
+    parser.add_argument(
+        "--keep", type=_byte_size, metavar="10GB", help="remove the least recently used until no more than this is left"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
