@@ -17,6 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from mergeline.checkpoints.files import checkpoint_files, digest_of_files
 from mergeline.checkpoints.folders import fetch_checkpoint
+from mergeline.checkpoints.licence import licence_of
 from mergeline.checkpoints.readers import open_checkpoint
 from mergeline.checkpoints.sources import TransientError
 from mergeline.checkpoints.writer import write_checkpoint
@@ -386,3 +387,15 @@ def test_offline_a_cached_repository_is_taken(hub: Site, tmp_path: Path, monkeyp
     with pytest.raises(InputError, match=r"org/other: is not in the hub's cache.*hf download org/other --rev"):
         fetch_checkpoint("hf://org/other", tmp_path / "other")
     assert hub.asked == []
+
+
+def test_a_repository_names_its_licence(hub: Site) -> None:
+    folder = hub.root / "org/repo/resolve/branch/of/mine"
+    folder.mkdir(parents=True)
+    assert licence_of("hf://org/repo@branch%2Fof%2Fmine/model.safetensors") == "unknown"
+    (folder / "LICENSE").write_text("MIT License")
+    assert licence_of("hf://org/repo@branch%2Fof%2Fmine/model.safetensors") == "mit"
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert licence_of("hf://org/repo@branch%2Fof%2Fmine") == "apache-2.0"
+    hub.failing["README.md"] = 503
+    assert licence_of("hf://org/repo@branch%2Fof%2Fmine") == "unknown"
