@@ -93,7 +93,7 @@ def _show_plan(plan: Plan) -> int:
 
 
 def quiet_prefect() -> None:
-    """Leave the terminal to the progress bar, our own warnings and the table; the rest is on Prefect's pages alone."""
+    """Leave the terminal to the progress bar, our own warnings and the table; Prefect's log goes to its pages alone."""
     from prefect.logging.configuration import setup_logging
     from prefect.logging.handlers import PrefectConsoleHandler
 
@@ -110,7 +110,7 @@ def quiet_prefect() -> None:
         ours = logging.getLogger("tasks")
         if not ours.handlers:
             ours.addHandler(logging.StreamHandler())
-            ours.setLevel(logging.WARNING)
+            ours.handlers[0].setLevel(logging.WARNING)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -87,7 +87,8 @@ def test_a_checkpoint(unbroken, tmp_path, change):
     shutil.copyfile(entry["uri"], path)
     if altered:
         state = load_file(path)
-        state["stem.conv.weight" if "stem.conv.weight" in state else next(iter(state))] *= 1.01
+        name = next(name for name, tensor in state.items() if tensor.ndim == 4)
+        state[name] *= 1.01
         save_file(state, path)
     entry |= {"uri": str(path), "sha256": None}
     assert what_ran(unbroken, f"checkpoints={json.dumps(entries)}") == expected
@@ -108,7 +109,7 @@ def artifact_of(merge, record):
 def test_an_artifact(unbroken, monkeypatch, stage, damage):
     """All artifacts of a stage are damaged; the one that the run needs is made again, with the same bytes."""
     artifacts = {artifact_of(unbroken, record) for record in records_of(unbroken, stage, monkeypatch)}
-    for artifact in artifacts:
+    for artifact in filter(Path.exists, artifacts):
         target = min(artifact.iterdir()) if artifact.is_dir() else artifact
         content = target.read_bytes()
         target.unlink()
