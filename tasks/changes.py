@@ -13,7 +13,6 @@ from uuid import uuid4
 from prefect import task
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mergeline.errors import InputError
 from tasks._env import state_directory
 from tasks.code_version import code_version
 from tasks.policy import is_transient
@@ -148,7 +147,7 @@ def _fingerprint_or_none(plan: Plan) -> dict[str, str] | None:
     """The run itself will say what is wrong with a source."""
     try:
         return fingerprint(plan)
-    except (InputError, OSError):
+    except Exception:
         return None
 
 
