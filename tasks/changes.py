@@ -13,7 +13,6 @@ from uuid import uuid4
 from prefect import task
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mergeline.errors import InputError
 from mergeline.plan_surroundings import is_registered
 from tasks._env import state_directory
 from tasks.code_version import code_version
@@ -149,7 +148,7 @@ def _fingerprint_or_none(plan: Plan) -> dict[str, str] | None:
     """The run itself will say what is wrong with a source."""
     try:
         return fingerprint(plan)
-    except (InputError, OSError):
+    except Exception:
         return None
 
 
