@@ -6,6 +6,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -209,6 +210,32 @@ def test_a_registered_model_is_a_checkpoint_and_a_moved_alias_reruns(first, proj
     merge_and_evaluate(by_run)
     again = json.loads((project / "again" / "lineage.json").read_text())
     assert again["checkpoints"] == lineage["checkpoints"]
+
+
+def test_weights_that_are_too_large_to_be_copied_are_read_where_they_were_written(first, project, client, monkeypatch):
+    from tasks.served_model import MergedModel
+
+    monkeypatch.setattr("tasks.recording.LARGEST", 100_000)
+    plan = team_plan(project / "large", model="large")
+    outcome = merge_and_evaluate(plan)
+    folder = Path(client.download_artifacts(outcome.recorded.mlflow_run, "model/artifacts/merged", str(project)))
+    assert not (folder / "model.safetensors").exists()
+
+    def module():
+        model = MergedModel()
+        model.load_context(SimpleNamespace(artifacts={"merged": str(folder)}))
+        return model.module()
+
+    published = plan.output / "model.safetensors"
+    expected = load_file(published)
+    assert all(torch.equal(value, expected[name]) for name, value in module().state_dict().items())
+    about = json.loads((folder / "served.json").read_text())
+    about["weights"]["model.safetensors"]["places"].pop(0)  # a machine that does not see the content store
+    (folder / "served.json").write_text(json.dumps(about))
+    module()
+    published.write_bytes(published.read_bytes() + b" ")
+    with pytest.raises(FileNotFoundError, match="was too large to be copied into MLflow; it must lie, unaltered, in"):
+        module()
 
 
 def test_language_models_are_registered_as_the_folder_they_are(project, client, tmp_path):
