@@ -28,6 +28,7 @@ _INFRASTRUCTURE = {
     "tasks.code_version",
     "tasks.locks",
     "tasks.logs",
+    "tasks.measuring",
     "tasks.outbox",
     "tasks.policy",
     "tasks.secrets",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import resource
 import sys
 import threading
 import traceback
@@ -20,6 +19,7 @@ from time import perf_counter
 from typing import Any
 
 from mergeline.redaction import redact, scrub
+from tasks.measuring import peak_of_process
 
 EVENTS = logging.getLogger("mergeline.events")
 FORMATS = ("text", "json")
@@ -52,8 +52,7 @@ def told(what: str, name: str) -> Iterator[None]:
 
 def peak_rss_mb() -> int:
     """The most memory that this process has held so far, in MB."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most // (1_000_000 if sys.platform == "darwin" else 1_000)  # bytes there, kilobytes elsewhere
+    return peak_of_process() // 1_000_000
 
 
 def log_to_terminal() -> None:

@@ -9,7 +9,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,14 +66,9 @@ def register(client: MlflowClient, run_id: str, registration: Registration) -> s
     known = [found for found in client.search_model_versions(f"run_id='{run_id}'") if found.name == name]
     source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
     made = known[0] if known else client.create_model_version(name, source, run_id, tags=registration.tags)
-    try:
-        current = find_alias(client, name, CANDIDATE)
-        if current is None or float(current.tags.get(ENDED, 0)) <= float(registration.tags.get(ENDED, 0)):
-            client.set_registered_model_alias(name, CANDIDATE, made.version)
-    except BaseException:
-        with suppress(Exception):
-            client.delete_model_version(name, made.version)  # it would be made again with the run
-        raise
+    current = find_alias(client, name, CANDIDATE)
+    if current is None or float(current.tags.get(ENDED, 0)) <= float(registration.tags.get(ENDED, 0)):
+        client.set_registered_model_alias(name, CANDIDATE, made.version)
     return str(made.version)
 
 
