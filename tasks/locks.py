@@ -74,7 +74,7 @@ class FlockLockManager:
         """Take the lock of `key`; False where it was not free within `acquire_timeout` seconds (None: for ever)."""
         if self.is_lock_holder(key, holder):
             return True
-        handle = _open(_lock_file(key))
+        handle = _open(lock_file(key))
         try:
             if acquire_timeout is None:
                 fcntl.flock(handle, fcntl.LOCK_EX)
@@ -105,7 +105,7 @@ class FlockLockManager:
     def is_locked(self, key: str) -> bool:
         """Does anybody, in any process, hold the lock of `key`?"""
         try:
-            handle = os.open(_lock_file(key), os.O_RDWR)
+            handle = os.open(lock_file(key), os.O_RDWR)
         except FileNotFoundError:
             return False
         try:
@@ -133,7 +133,8 @@ class FlockLockManager:
 STAGE_LOCKS = FlockLockManager()
 
 
-def _lock_file(key: str) -> Path:
+def lock_file(key: str) -> Path:
+    """The file whose lock stands for a key."""
     return state_directory() / ".prefect" / "locks" / f"{hashlib.sha256(key.encode()).hexdigest()}.lock"
 
 

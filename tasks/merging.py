@@ -24,9 +24,9 @@ from mergeline.errors import InputError
 from mergeline.plan import Merge
 from tasks._env import use_one_thread
 from tasks.checkpoints import open_artifacts, put_checkpoint
-from tasks.locks import exclusive
+from tasks.locks import STAGE_LOCKS, exclusive, lock_file, shared
 from tasks.measuring import measured
-from tasks.policy import stage, stage_key, worth_a_retry
+from tasks.policy import at_hand, stage, stage_key, worth_a_retry
 from tasks.store import ArtifactRef, put_json, read_json, store_directory
 
 if TYPE_CHECKING:
@@ -144,8 +144,9 @@ def merge_models(name: str, inputs: MergeInputs, coefficients: ArtifactRef | Non
         write_checkpoint(path, tensors, max_shard_size=max_shard_size)
 
     adapted: dict[str, Any] = {"dtype": merge.out_dtype, "vocabulary": vocabulary, "untied": tensors.untied}
-    ref = put_checkpoint(write, like, name, merge.max_shard_size, **adapted)
-    shutil.rmtree(draft, ignore_errors=True)
+    with exclusive(lock_file(draft.name + " draft")):
+        ref = put_checkpoint(write, like, name, merge.max_shard_size, **adapted)
+        shutil.rmtree(draft, ignore_errors=True)
     return ref
 
 
@@ -155,14 +156,23 @@ def merge_models(name: str, inputs: MergeInputs, coefficients: ArtifactRef | Non
     persist_result=False,
     retries=3,
     retry_delay_seconds=exponential_backoff(backoff_factor=1),
+    retry_jitter_factor=0.3,
     retry_condition_fn=worth_a_retry,
 )
 def merge_range(
     number: int, count: int, name: str, inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge
 ) -> None:
-    """Compute the range `number` of `count` of a merge into its draft, unless an earlier attempt has."""
-    with _one_of_few(), measured("merge-range"):
-        _write_range(number, count, name, inputs, coefficients, merge)
+    """Compute the range `number` of `count` of a merge into its draft, unless an earlier attempt has.
+
+    Another run may do the same at this moment: then this one waits for its range, and has nothing to do where that run
+    is already making the merge of them, or has made it.
+    """
+    call: dict[str, Any] = {"name": name, "inputs": inputs, "coefficients": coefficients, "merge": merge}
+    key = stage_key(merge_models, **call)
+    with exclusive(lock_file(f"{key} {number}")), shared(lock_file(f"{key} draft")), _one_of_few():
+        if not STAGE_LOCKS.is_locked(key) and not at_hand(merge_models, **call):
+            with measured("merge-range"):
+                _write_range(number, count, name, inputs, coefficients, merge)
 
 
 @contextmanager

@@ -105,12 +105,12 @@ def recomputing(wanted: bool) -> Iterator[None]:
 
 
 def at_hand(called: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> bool:
-    """Whether this call of a stage would be answered from the cache, for work that only prepares it."""
+    """Whether this call of a stage would be answered from the cache, for work that only prepares it; never waits."""
     if PREFECT_TASKS_REFRESH_CACHE.value():
         return False
     try:
         store: Any = get_result_store().update_for_task(called)
-        return store.read(stage_key(called, *args, **kwargs)) is not None
+        return store.model_copy(update={"lock_manager": None}).read(stage_key(called, *args, **kwargs)) is not None
     except ValueError:  # never recorded, or its artifact is gone
         return False
 

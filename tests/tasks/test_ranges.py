@@ -6,7 +6,9 @@ from safetensors.torch import save_file
 
 from mergeline.errors import InputError
 from mergeline.plan import Merge
+from tasks.locks import STAGE_LOCKS
 from tasks.merging import MergeInputs, given_up_where_at_fault, merge_models, merge_range
+from tasks.policy import stage_key
 from tasks.store import store_directory, take_file
 
 
@@ -74,3 +76,14 @@ def test_a_draft_that_nobody_took_up_for_a_week_is_removed(call, monkeypatch):
     merge_range.fn(0, 3, **(call | {"name": "other"}))
     assert drafts() != [old]
     assert len(drafts()) == 1
+
+
+def test_a_merge_that_another_run_is_making_needs_no_ranges(call):
+    """It gives the draft its name and removes it, which a range that writes at that moment would not survive."""
+    key = stage_key(merge_models, **call)
+    STAGE_LOCKS.acquire_lock(key, "another run")
+    merge_range.fn(0, 3, **call)
+    assert not drafts()
+    STAGE_LOCKS.release_lock(key, "another run")
+    merge_range.fn(0, 3, **call)
+    assert len(notes()) == 1
