@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
@@ -42,7 +44,7 @@ def export_model(
     from mergeline.export import FILES, export_module
 
     found: list[float] = []
-    with _one_at_a_time:
+    with _alone():
         images = calibration.load().images[:CHECKED_ON]
         module = architecture.load(open_artifact(model))
         try:
@@ -54,6 +56,13 @@ def export_model(
         except InputError as fault:
             return Exported(problem=str(fault))
     return Exported(file=ref, input_shape=list(images.shape[1:]), difference=found[0])
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One export at a time. (A stage that named the lock itself could not be sent to the workers of a cluster.)"""
+    with _one_at_a_time:
+        yield
 
 
 def exports_record(exports: dict[str, Exported]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def tell_of_locks_and_stages() -> None:
     from tasks import policy
     from tasks.locks import FlockLockManager
 
-    acquire, release, timed = FlockLockManager.acquire_lock, FlockLockManager.release_lock, policy._timed
+    acquire, release, timed = FlockLockManager.acquire_lock, FlockLockManager.release_lock, policy.measured
 
     def acquire_lock(self, key, *args, **kwargs):
         taken = acquire(self, key, *args, **kwargs)
@@ -106,7 +106,7 @@ def tell_of_locks_and_stages() -> None:
         return timed(name)
 
     FlockLockManager.acquire_lock, FlockLockManager.release_lock = acquire_lock, release_lock  # type: ignore[method-assign]
-    policy._timed = computing  # type: ignore[assignment]
+    policy.measured = computing  # type: ignore[assignment]
     event.listen(Engine, "before_cursor_execute", lambda *about: sys.audit(f"{OWN}sql", about[2].split("\n")[0]))
     event.listen(Engine, "commit", lambda connection: sys.audit(f"{OWN}sql", "commit"))
 

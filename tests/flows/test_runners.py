@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import cloudpickle
 import pytest
 import yaml
 
@@ -121,6 +122,11 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("tasks.runners.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"runner: dask needs the package prefect_dask: pip install 'mergeline\[dask"):
         task_runner("dask", 2)
+
+
+@pytest.mark.parametrize("flow", [merge_and_evaluate, search_coefficients])
+def test_a_flow_can_be_sent_to_the_workers_of_a_cluster(flow):
+    assert cloudpickle.dumps(flow)
 
 
 def test_calling_a_flow_asks_for_the_workers_of_its_plan(plan_file, alone, monkeypatch):
