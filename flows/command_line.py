@@ -28,12 +28,12 @@ def run(flow: Callable[[Plan], Outcome]) -> int:
         plan = load_plan(options.params, options.set)
         if options.plan:
             return _show_plan(plan)
-        from tasks.changes import look_for_news, remembered
+        from tasks.changes import look_for_news, nothing_to_do, remembered
 
         news = look_for_news(plan) if options.if_changed else None
         if news is not None:
             print(news.summary)
-        if news is not None and not news:
+        if news is not None and nothing_to_do(plan, news):
             return _show_result(plan, options)
         quiet_prefect()
         from tasks.policy import recomputing
@@ -47,7 +47,7 @@ def run(flow: Callable[[Plan], Outcome]) -> int:
         print("stopped; the same command again resumes after the last stage that was done", file=sys.stderr)
         return 130
     except (ConnectionError, TimeoutError) as error:
-        print(f"the run failed, and may succeed later: {error}", file=sys.stderr)
+        print(redact(f"the run failed, and may succeed later: {error}"), file=sys.stderr)
         return 1
     except Exception as error:
         print(redact(traceback.format_exc()), file=sys.stderr)

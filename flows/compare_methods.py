@@ -57,7 +57,8 @@ def load_cells(params: str, overrides: Sequence[str], grid: Mapping[str, Sequenc
     for number, values in enumerate(itertools.product(*grid.values())):
         settings = [f"{field}={json.dumps(value)}" for field, value in zip(grid, values, strict=True)]
         place = f"{number:03d}-" + re.sub(r"[^\w.=-]+", "-", " ".join(settings))[:80].strip("-")
-        own = [f"output={folder_of(plan) / place}", "evaluation.compare=[]"]
+        own = [f"output={folder_of(plan) / place}", "evaluation.compare=[]", "registry=null", "promotion=null"]
+        own += ["notify.on=[]"]
         cells[", ".join(settings)] = load_plan(params, [*overrides, *settings, *own])
     return cells
 

@@ -22,9 +22,10 @@ from mergeline.errors import InputError
 from mergeline.plan import Notify, Plan
 from mergeline.plan_file import load_plan
 from tasks._env import project_root
-from tasks.changes import check_inputs, remembered
+from tasks.changes import check_inputs, nothing_to_do, remembered
 from tasks.notify import notify
 from tasks.policy import recomputing
+from tasks.watching import failures_told
 
 LONGEST = 24 * 3600  # seconds
 
@@ -47,8 +48,9 @@ def merge(
     plan = _plan(params, overrides)
     inputs = None
     if only_if_changed:
-        news = check_inputs(plan)
-        if not news:
+        with failures_told(plan, "merge"):
+            news = check_inputs(plan)
+        if nothing_to_do(plan, news):
             return Completed(name="nothing new", message=news.summary)
         inputs = news.inputs
     with recomputing(fresh):
@@ -90,7 +92,8 @@ def compare(
         grid: Fields and their values, such as {"merge.keep_ratio": [0.1, 0.3]}; empty: as the plan says.
     """
     plan = _plan(params, overrides)
-    cells = load_cells(params, overrides, grid or (plan.compare.grid if plan.compare else {}))
+    with failures_told(plan, "compare"):
+        cells = load_cells(params, overrides, grid or (plan.compare.grid if plan.compare else {}))
     leaderboard = compare_methods(plan, cells)
     return Completed(message=f"{len(cells)} cells; the best: {leaderboard.rows[0].cell}")
 

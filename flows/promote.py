@@ -9,6 +9,7 @@ from prefect import flow
 
 from mergeline.errors import InputError
 from mergeline.plan import Plan
+from mergeline.redaction import redact
 from tasks.promotion import Decision, decide, roll_back
 
 REFUSED = 3
@@ -31,10 +32,10 @@ def main() -> int:
         quiet_prefect()
         decision = promote(plan, options.version, options.rollback)
     except InputError as error:
-        print(error, file=sys.stderr)
+        print(redact(str(error)), file=sys.stderr)
         return 2
     except (ConnectionError, TimeoutError) as error:
-        print(f"nothing was decided, and may be later: {error}", file=sys.stderr)
+        print(redact(f"nothing was decided, and may be later: {error}"), file=sys.stderr)
         return 1
     print(decision)
     return REFUSED if decision.action == "refused" else 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mergeline.errors import InputError
+from mergeline.redaction import redact
 from tasks._env import project_root
 from tasks.rebuilding import bring_inputs, differences, run_plan, unlike, write_plan
 from tasks.run_lookup import recorded_run, runs_that_published
@@ -71,7 +72,7 @@ def main() -> int:
     try:
         return find_run(options.of) if options.of else rebuild(options.run, options.into, check=options.check)
     except InputError as error:
-        print(error, file=sys.stderr)
+        print(redact(str(error)), file=sys.stderr)
         return 2
 
 

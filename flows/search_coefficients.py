@@ -14,6 +14,7 @@ from flows.command_line import quiet_prefect
 from flows.merge_and_evaluate import align_families
 from mergeline.errors import InputError
 from mergeline.plan import Plan, Search
+from mergeline.redaction import redact
 from mergeline.search.space import search_space
 from tasks.checkpoints import download_checkpoint
 from tasks.job import Job
@@ -55,14 +56,14 @@ def main() -> int:
         quiet_prefect()
         outcome = search_coefficients(plan, options.output)
     except InputError as error:
-        print(error, file=sys.stderr)
+        print(redact(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command again goes on after the last trial that was finished", file=sys.stderr)
         return 130
     except Exception as error:
-        traceback.print_exc()
-        print(f"the search failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(redact(traceback.format_exc()), file=sys.stderr)
+        print(redact(f"the search failed: {type(error).__name__}: {error}"), file=sys.stderr)
         print("the same command again goes on after the last trial that was finished", file=sys.stderr)
         return 1
     show(outcome, options)

@@ -19,7 +19,7 @@ _SECRET_NAME = re.compile(
 )
 _USER_OF_A_URL = re.compile(r"(?<=://)[^/\s\"'<>`]+@")
 _KEY_IN_A_QUERY = re.compile(
-    r"([?&][^=&\s]*(?:sig|token|key|secret|password|credential|auth)[^=&\s]*=)[^&\s\"'<>)`]+", re.IGNORECASE
+    r"([?&][^=&\s]*(?:sig|token|key|secret|password|credential|auth)[^=&\s]*=)([^&\s\"'<>)`]+)", re.IGNORECASE
 )
 _SHORTEST = 8  # a shorter value would be found by chance in a text that has nothing to do with it
 
@@ -58,8 +58,15 @@ def redact(text: str) -> str:
     for secret in _known():
         text = text.replace(secret, MASK)
     if "://" in text:
-        text = _KEY_IN_A_QUERY.sub(rf"\g<1>{MASK}", _USER_OF_A_URL.sub(f"{MASK}@", text))
+        text = _USER_OF_A_URL.sub(lambda user: user[0] if _is_reference(user[0]) else f"{MASK}@", text)
+        text = _KEY_IN_A_QUERY.sub(lambda key: key[0] if _REFERENCE.fullmatch(key[2]) else f"{key[1]}{MASK}", text)
     return text
+
+
+def _is_reference(user: str) -> bool:
+    """Whether what stands before the server of a URL holds no secret, only the reference to one: robot:${PASSWORD}@."""
+    name, _, password = user.removesuffix("@").partition(":")
+    return bool(_REFERENCE.fullmatch(password or name))
 
 
 def redact_path(url: str) -> str:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="Outcome")
 
 # What these say changes no byte of the result.
-WITHOUT_EFFECT = {"output", "runner", "workers", "range_size", "download", "tracking", "notify", "search", "compare"}
+WITHOUT_EFFECT = {
+    *("output", "runner", "workers", "range_size", "download", "tracking", "notify", "search", "compare", "promotion"),
+}
 
 
 class Success(BaseModel):
@@ -89,6 +91,15 @@ def check_inputs(plan: Plan) -> News:
     news = look_for_news(plan)
     tell("inputs checked", name=plan.name, found=news.summary)
     return news
+
+
+def nothing_to_do(plan: Plan, news: News) -> bool:
+    """Whether nothing is new. Records that MLflow did not take when something was are then delivered."""
+    from tasks.tracking import Tracker
+
+    if not news and plan.tracking.enabled:
+        Tracker(plan.tracking.experiment).deliver_pending()
+    return not news
 
 
 def remembered(run: Callable[[Plan], R], plan: Plan, inputs: dict[str, str] | None = None) -> R:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from mergeline.checkpoints.files import choose_weights, companions, is_index, weight_map
 from mergeline.errors import InputError
 from mergeline.plan_surroundings import REGISTERED
+from mergeline.redaction import redact
 from tasks.policy import worth_a_retry
 from tasks.tracking import Registration, connect
 
@@ -205,12 +206,12 @@ def told(what: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        sentence = str(error).splitlines()[0].removesuffix(".")
+        sentence = redact(str(error).splitlines()[0].removesuffix("."))
         if is_passing(error):
             raise ConnectionError(f"{what}: MLflow does not answer: {sentence}") from error
         raise InputError(f"{what}: MLflow says: {sentence}") from error
     except requests.RequestException as error:
-        raise ConnectionError(f"{what}: MLflow does not answer: {error}") from error
+        raise ConnectionError(f"{what}: MLflow does not answer: {redact(str(error))}") from error
 
 
 def is_passing(error: Exception) -> bool:

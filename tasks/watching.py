@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_type_hints
 
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+@contextmanager
+def failures_told(plan: Plan, what: str) -> Iterator[None]:
+    """Tell the webhook of a plan where the block fails."""
+    try:
+        yield
+    except Exception as error:
+        notify(plan.notify, "failure", {"plan": plan.name, "flow": what, "error": f"{type(error).__name__}: {error}"})
+        raise
 
 
 def watched(function: Callable[P, R], name: str) -> Callable[P, R]:

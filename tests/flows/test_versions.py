@@ -257,7 +257,10 @@ def test_what_is_not_as_it_was_is_said(project, of_experiment, monkeypatch, caps
         assert "it was made outside a git repository" in capsys.readouterr().err
     finally:
         for name in (*other, COMMIT):
-            client().set_tag(of_experiment, name, tags[name])
+            if name in tags:
+                client().set_tag(of_experiment, name, tags[name])
+            else:
+                client().delete_tag(of_experiment, name)
 
 
 def test_a_run_or_a_file_that_nobody_knows(project, made, monkeypatch, capsys):

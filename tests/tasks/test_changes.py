@@ -13,9 +13,21 @@ import yaml
 from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import ThreadedMotoServer
 
-from mergeline.plan import Checkpoint, Plan
+from flows.compare_methods import load_cells
+from mergeline.errors import InputError
+from mergeline.plan import Checkpoint, Plan, Promotion, Registry, Tracking
 from mergeline.plan_file import load_plan
-from tasks.changes import checkpoint_version, last_success, look_for_news, remembered
+from tasks.changes import (
+    News,
+    checkpoint_version,
+    fingerprint,
+    last_success,
+    look_for_news,
+    nothing_to_do,
+    remembered,
+)
+from tasks.tracking import Tracker
+from tasks.watching import failures_told
 from tests.checkpoints.fileserver import FileServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -165,14 +177,14 @@ def test_files_of_s3_are_told_by_their_etags(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-key")
         s3fs.S3FileSystem.clear_instance_cache()
         files = s3fs.S3FileSystem()
-        files.makedir("models")
+        files.makedir("of-changes")
         for name in ("config.json", "model.safetensors"):
-            files.pipe(f"models/chat/{name}", b"one")
-        folder, file = version("s3://models/chat"), version("s3://models/chat/model.safetensors")
-        assert (version("s3://models/chat"), version("s3://models/chat/model.safetensors")) == (folder, file)
-        files.pipe("models/chat/model.safetensors", b"two")
-        assert version("s3://models/chat") != folder
-        assert version("s3://models/chat/model.safetensors") != file
+            files.pipe(f"of-changes/chat/{name}", b"one")
+        folder, file = version("s3://of-changes/chat"), version("s3://of-changes/chat/model.safetensors")
+        assert (version("s3://of-changes/chat"), version("s3://of-changes/chat/model.safetensors")) == (folder, file)
+        files.pipe("of-changes/chat/model.safetensors", b"two")
+        assert version("s3://of-changes/chat") != folder
+        assert version("s3://of-changes/chat/model.safetensors") != file
     finally:
         server.stop()
         s3fs.S3FileSystem.clear_instance_cache()
@@ -223,3 +235,38 @@ def test_the_command_line_ends_at_once_where_nothing_changed(plan: Plan, tmp_pat
     assert "new: no run has succeeded yet" in run().stdout
     nowhere = "http://127.0.0.1:9/api"  # nobody is asked
     assert "nothing new since" in run(PREFECT_API_URL=nowhere).stdout
+
+
+def test_records_of_before_are_delivered_where_nothing_is_new(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    delivered: list[str] = []
+    monkeypatch.setattr(Tracker, "deliver_pending", lambda tracker: delivered.append(tracker.experiment))
+    tracked = plan.model_copy(update={"tracking": Tracking(experiment="nightly")})
+    assert not nothing_to_do(tracked, News(changed=["plan"]))
+    assert delivered == []
+    assert nothing_to_do(tracked, News(changed=[]))
+    assert delivered == ["nightly"]
+
+
+def test_gates_of_a_promotion_are_nothing_new(plan: Plan) -> None:
+    remembered(succeed, plan)
+    judged = plan.model_copy(update={"registry": Registry(model="m"), "promotion": Promotion(floor=0.5)})
+    assert fingerprint(judged)["plan"] != fingerprint(plan)["plan"]  # a result that is to be registered is
+    stricter = judged.model_copy(update={"promotion": Promotion(floor=0.6)})
+    assert fingerprint(stricter) == fingerprint(judged)
+
+
+def test_whoever_waits_for_a_run_hears_that_the_check_before_it_failed(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, str]] = []
+    monkeypatch.setattr("tasks.watching.notify", lambda options, end, facts: told.append({"end": end, **facts}))
+    with pytest.raises(InputError), failures_told(plan, "merge"):
+        raise InputError("the alias is gone")
+    assert told == [{"end": "failure", "plan": plan.name, "flow": "merge", "error": "InputError: the alias is gone"}]
+
+
+def test_cells_of_a_grid_register_and_tell_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    own = ["registry={model: m}", "promotion={floor: 0.5}", "notify.on=[success]"]
+    for cell in load_cells("params.yaml", own, {"merge.keep_ratio": [0.1, 0.2]}).values():
+        assert (cell.registry, cell.promotion, cell.notify.on) == (None, None, [])
