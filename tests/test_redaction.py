@@ -9,6 +9,7 @@ from mergeline.errors import InputError
 from mergeline.plan import Checkpoint, Notify
 from mergeline.plan_file import PlanError, load_plan
 from mergeline.redaction import expand, redact, redact_path, scrub
+from tasks.logs import keep_secrets_out
 from tasks.secrets import revealed
 
 
@@ -87,6 +88,7 @@ def test_an_exception_is_masked_with_all_that_it_came_of():
 
 
 def test_log_records_are_masked_where_they_are_made(caplog):
+    keep_secrets_out()
     log = logging.getLogger("somebody.else")
     with caplog.at_level(logging.INFO):
         log.info("at %s", "https://me:pass@host")
