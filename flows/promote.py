@@ -10,7 +10,8 @@ from prefect import flow
 from mergeline.errors import InputError
 from mergeline.plan import Plan
 from mergeline.redaction import redact
-from tasks.promotion import Decision, decide, roll_back
+from tasks.promotion import decide, roll_back
+from tasks.promotion_record import Decision
 
 REFUSED = 3
 
@@ -35,7 +36,10 @@ def main() -> int:
         print(redact(str(error)), file=sys.stderr)
         return 2
     except (ConnectionError, TimeoutError) as error:
-        print(redact(f"nothing was decided, and may be later: {error}"), file=sys.stderr)
+        print(
+            redact(f"not decided, or not carried out; the same command goes on from where this ended: {error}"),
+            file=sys.stderr,
+        )
         return 1
     print(decision)
     return REFUSED if decision.action == "refused" else 0

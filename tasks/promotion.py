@@ -6,30 +6,35 @@ same server. One whose process was killed is taken over after LEASE seconds.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
-from pydantic import BaseModel, ConfigDict
 
 from mergeline.errors import InputError
 from mergeline.plan import Plan
 from mergeline.promotion import Measured, Verdict, judge, measured
 from mergeline.report.result import read_comparison
 from tasks._env import state_directory
-from tasks.locks import exclusive
 from tasks.policy import worth_a_retry
+from tasks.promotion_record import (
+    ROLLED_BACK,
+    Decision,
+    carry_out,
+    decision_about,
+    earlier_champions,
+    exists,
+    finish_begun,
+)
 from tasks.registry import CANDIDATE, CHAMPION, DATA, SHA256, find_alias, told
 from tasks.tracking import connect
 
@@ -38,33 +43,8 @@ if TYPE_CHECKING:
 
 LEASE = 600.0  # seconds after which a lock counts as left behind; a decision takes a few
 POLL = 0.2
-EARLIER = "mergeline.earlier_champions"  # tag of a model: versions that were the champion, the last one last
-ROLLED_BACK = "mergeline.rolled_back"  # tag of a version that was the champion and is not to become it again
-KEPT = 100  # earlier champions that are remembered
-
-
-class Decision(BaseModel):
-    """What was decided about a version, and why. champion: the version with the alias afterwards."""
-
-    model_config = ConfigDict(frozen=True)
-
-    model: str
-    action: Literal["promoted", "refused", "unchanged", "rolled back"]
-    version: str
-    champion: str | None
-    before: str | None
-    verdicts: list[str]
-    time: str
-
-    def __str__(self) -> str:
-        head = {
-            "promoted": f"version {self.version} is the champion (before: {self.before or 'none'})",
-            "refused": f"version {self.version} is refused; the champion stays version {self.champion or 'none'}",
-            "unchanged": f"version {self.champion} is the champion already"
-            + (f"; version {self.version} has its weights" if self.version != self.champion else ""),
-            "rolled back": f"version {self.champion} is the champion again; version {self.version} is rolled back",
-        }[self.action]
-        return "\n".join([f"{self.model}: {head}", *(f"  {verdict}" for verdict in self.verdicts)])
+HOLDER = "holder"  # tag of a lock: host, process, and a name of its own
+_left: set[str] = set()  # ids or holders of locks that this process could not release: MLflow did not answer
 
 
 @task(
@@ -79,7 +59,8 @@ class Decision(BaseModel):
 def decide(plan: Plan, version: str | None = None) -> Decision:
     """Make the candidate, or a version that is named, the champion if it passes every gate of the plan.
 
-    Raises InputError where there is nothing to promote, ConnectionError where MLflow does not answer.
+    A decision that a failed attempt at the same has begun is carried out, and no other made. Raises InputError where
+    there is nothing to promote, ConnectionError where MLflow does not answer.
     """
     model, gates = _model_of(plan), plan.promotion
     if gates is None:
@@ -87,11 +68,14 @@ def decide(plan: Plan, version: str | None = None) -> Decision:
     with told(model):
         client = connect()
         with promotion_lock(client, model) as still_mine:
-            champion = find_alias(client, model, CHAMPION)
             candidate = _candidate(client, model, version)
+            asked = f"promote {candidate.version} {gates.model_dump_json()}"
+            if (begun := finish_begun(client, model, still_mine)(asked)) is not None:
+                return begun
+            champion = find_alias(client, model, CHAMPION)
             same = champion is not None and _what(champion) == _what(candidate)
             if champion is not None and (champion.version == candidate.version or same):
-                return _decision(model, "unchanged", candidate, champion, champion, [])
+                return decision_about(model, "unchanged", candidate, champion, champion, [])
             verdicts = _history(client, candidate)
             if not verdicts:
                 # the champion's own weights, measured on other data, need not stand beside the champion
@@ -99,16 +83,13 @@ def decide(plan: Plan, version: str | None = None) -> Decision:
                 of_rival = _scores(client, plan, rival) if rival and gates.champion else None
                 verdicts = judge(gates, _scores(client, plan, candidate), of_rival)
             said = [f"{'passed' if v.passed else 'REFUSED'} {v.gate}: {v.sentence}" for v in verdicts]
-            if not all(verdict.passed for verdict in verdicts):
-                decision = _decision(model, "refused", candidate, champion, champion, said)
-                _log(client, decision)
-                return decision
-            decision = _decision(model, "promoted", candidate, candidate, champion, said)
-            still_mine()
-            _log(client, decision)  # before the alias moves: no champion is without a record
-            if champion is not None:
-                _remember(client, model, [*_earlier(client, model), str(champion.version)])
-            client.set_registered_model_alias(model, CHAMPION, candidate.version)
+            earlier = earlier_champions(client, model)
+            if all(verdict.passed for verdict in verdicts):
+                decision = decision_about(model, "promoted", candidate, candidate, champion, said)
+                earlier += [str(champion.version)] if champion is not None else []
+            else:
+                decision = decision_about(model, "refused", candidate, champion, champion, said)
+            carry_out(client, decision, earlier, asked=asked, still_mine=still_mine)
             return decision
 
 
@@ -124,27 +105,26 @@ def decide(plan: Plan, version: str | None = None) -> Decision:
 def roll_back(plan: Plan) -> Decision:
     """Give the alias back to the last champion before this one; what is rolled back is not promoted again.
 
-    Raises InputError where there is no champion, or was none before it.
+    What a failed attempt has begun is finished instead: both together go back one step. Raises InputError where there
+    is no champion, or was none before it.
     """
     model = _model_of(plan)
     with told(model):
         client = connect()
         with promotion_lock(client, model) as still_mine:
+            if (begun := finish_begun(client, model, still_mine)("roll back")) is not None:
+                return begun
             champion = find_alias(client, model, CHAMPION)
             if champion is None:
                 raise InputError(f"{model}: there is no champion to roll back")
-            earlier = _earlier(client, model)
-            while earlier and (earlier[-1] == str(champion.version) or not _exists(client, model, earlier[-1])):
+            earlier = earlier_champions(client, model)
+            while earlier and (earlier[-1] == str(champion.version) or not exists(client, model, earlier[-1])):
                 earlier.pop()
             if not earlier:
                 raise InputError(f"{model}: version {champion.version} is the first champion; none to return to")
             previous = client.get_model_version(model, earlier[-1])
-            decision = _decision(model, "rolled back", champion, previous, champion, [])
-            still_mine()
-            _log(client, decision)
-            client.set_model_version_tag(model, champion.version, ROLLED_BACK, decision.time)
-            client.set_registered_model_alias(model, CHAMPION, previous.version)
-            _remember(client, model, earlier[:-1])
+            decision = decision_about(model, "rolled back", champion, previous, champion, [])
+            carry_out(client, decision, earlier[:-1], asked="roll back", still_mine=still_mine)
             return decision
 
 
@@ -201,53 +181,6 @@ def _scores(client: MlflowClient, plan: Plan, version: Any) -> Measured:
     return measured(comparison, specialists, version.tags.get(DATA, ""))
 
 
-def _decision(model: str, action: Any, about: Any, champion: Any, before: Any, verdicts: list[str]) -> Decision:
-    return Decision(
-        model=model,
-        action=action,
-        version=str(about.version),
-        champion=str(champion.version) if champion else None,
-        before=str(before.version) if before else None,
-        verdicts=verdicts,
-        time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-    )
-
-
-# --- what is remembered ----------------------------------------------------------------------------------------------
-
-
-def audit_log() -> Path:
-    """A line of JSON per decision made on this machine; the tags of the versions hold those of all machines."""
-    return state_directory() / ".mlflow" / "promotions.jsonl"
-
-
-def _log(client: MlflowClient, decision: Decision) -> None:
-    client.set_model_version_tag(
-        decision.model, decision.version, f"mergeline.decision.{decision.time}", decision.model_dump_json()
-    )
-    path = audit_log()
-    with exclusive(path.with_suffix(".lock")), path.open("a", encoding="utf-8") as file:
-        file.write(decision.model_dump_json() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _earlier(client: MlflowClient, model: str) -> list[str]:
-    """Versions that were the champion, the last one last."""
-    try:
-        return [str(version) for version in json.loads(client.get_registered_model(model).tags.get(EARLIER, "[]"))]
-    except (ValueError, TypeError):  # somebody edited it
-        return []
-
-
-def _remember(client: MlflowClient, model: str, versions: list[str]) -> None:
-    client.set_registered_model_tag(model, EARLIER, json.dumps(versions[-KEPT:]))
-
-
-def _exists(client: MlflowClient, model: str, version: str) -> bool:
-    return any(str(found.version) == version for found in client.search_model_versions(f"name='{model}'"))
-
-
 # --- one at a time ---------------------------------------------------------------------------------------------------
 
 
@@ -275,23 +208,35 @@ def promotion_lock(client: MlflowClient, model: str, *, lease: float = LEASE) ->
 def _acquire(client: MlflowClient, name: str, lease: float) -> str:
     from mlflow.exceptions import MlflowException
 
+    mine = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
     while True:
         try:
-            return str(client.create_experiment(name, tags={"holder": f"{socket.gethostname()} {os.getpid()}"}))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            return str(client.create_experiment(name, tags={HOLDER: mine}))
+        except (MlflowException, ConnectionError) as error:
+            if not isinstance(error, MlflowException) or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                _left.add(mine)  # it may be made all the same, and the answer lost
                 raise
         holder = client.get_experiment_by_name(name)
-        if holder is not None and time.time() - holder.creation_time / 1000 > lease:
+        if holder is None:
+            continue
+        if holder.tags.get(HOLDER) == mine:  # the answer was lost, and MLflow's client asked again
+            return str(holder.experiment_id)
+        if not _left.isdisjoint({holder.experiment_id, holder.tags.get(HOLDER)}) or _age(holder) > lease:
             _release(client, name, holder.experiment_id)
         else:
             time.sleep(POLL)
+
+
+def _age(experiment: Any) -> float:
+    return time.time() - experiment.creation_time / 1000
 
 
 def _release(client: MlflowClient, name: str, experiment: str) -> None:
     """Free the lock that this very experiment is, and not one that somebody made after it."""
     from mlflow.exceptions import MlflowException
 
-    with suppress(MlflowException):  # it is released already, or will be after the lease
+    try:
         client.rename_experiment(experiment, f"{name} {uuid.uuid4().hex}")
         client.delete_experiment(experiment)
+    except (MlflowException, ConnectionError):  # it is released already, or will be by our next attempt, or the lease
+        _left.add(experiment)

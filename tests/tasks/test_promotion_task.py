@@ -10,7 +10,8 @@ from mlflow import MlflowClient
 
 from mergeline.errors import InputError
 from tasks import promotion
-from tasks.promotion import audit_log, decide, promotion_lock, roll_back
+from tasks.promotion import decide, promotion_lock, roll_back
+from tasks.promotion_record import EARLIER, INTENTION, audit_log
 from tasks.registry import find_alias
 from tests.tasks.registered import plan_of, register
 
@@ -31,7 +32,7 @@ def client(home):
 
 @pytest.fixture
 def model(request):
-    return request.node.name
+    return "".join(letter for letter in request.node.name if letter not in "[]")
 
 
 def champion(client, model):
@@ -137,14 +138,14 @@ def test_of_two_at_once_one_waits_and_judges_by_the_new_champion(client, model, 
     for number in (1, 2):
         register(None, tmp_path, *[0.8] * 4, number=number, model=model)
     inside, go = threading.Event(), threading.Event()
-    whole = promotion._log
+    whole = promotion.carry_out
 
-    def pause(*arguments):
+    def pause(*arguments, **named):
         inside.set()
         assert go.wait(60)
-        whole(*arguments)
+        whole(*arguments, **named)
 
-    monkeypatch.setattr(promotion, "_log", pause)
+    monkeypatch.setattr(promotion, "carry_out", pause)
     found = {}
     threads = [threading.Thread(target=lambda n=n: found.update({n: decide.fn(plan, n)})) for n in ("1", "2")]
     threads[0].start()
@@ -189,3 +190,170 @@ def test_a_champion_whose_predecessor_was_deleted_goes_further_back(client, mode
         decide.fn(plan)
     client.delete_model_version(model, "2")
     assert roll_back.fn(plan).champion == champion(client, model) == "1"
+
+
+# --- failures between two writes -------------------------------------------------------------------------------------
+
+WRITES = ("set_", "delete_", "create_", "rename_")
+
+
+class Flaky:
+    """A client whose nth write fails with the connection: before MLflow has it, or after (the answer is lost)."""
+
+    def __init__(self, client, fails_at, after):
+        self.client, self.fails_at, self.after, self.writes = client, fails_at, after, []
+
+    def __getattr__(self, name):
+        whole = getattr(self.client, name)
+        if not name.startswith(WRITES):
+            return whole
+
+        def write(*arguments, **named):
+            self.writes.append(name)
+            fails = len(self.writes) - 1 == self.fails_at
+            if fails and not self.after:
+                raise ConnectionError(f"no connection for {name}")
+            done = whole(*arguments, **named)
+            if fails:
+                raise ConnectionError(f"the answer of {name} is lost")
+            return done
+
+        return write
+
+
+def attempts(monkeypatch, client, fails_at, after, action):
+    """What `action` returns, tried until it does, where one write fails; and the writes of the first attempt."""
+    flaky = Flaky(client, fails_at, after)
+    monkeypatch.setattr(promotion, "connect", lambda: flaky)
+    while True:
+        try:
+            return action(), flaky.writes
+        except ConnectionError:
+            continue
+
+
+def each_write(monkeypatch, client, action, expect):
+    """Let every write of an action fail in turn, in both ways. expect(fails_at, after, decision) checks and resets."""
+    decision, undisturbed = attempts(monkeypatch, client, None, False, action)
+    expect("no failure", decision)
+    for after in (False, True):
+        for fails_at, name in enumerate(undisturbed):
+            decision, _ = attempts(monkeypatch, client, fails_at, after, action)
+            expect(f"{name}, {after=}", decision)
+    assert {"create_experiment", "set_model_version_tag", "delete_experiment"} <= set(undisturbed)
+
+
+@pytest.fixture
+def three(client, model, tmp_path):
+    """A model with three versions, each better than the one before, the last two champions before the third."""
+    for number, value in enumerate((0.6, 0.7, 0.8, 0.1), start=1):
+        register(None, tmp_path, *[value] * 4, number=number, model=model)
+    for number in "123":
+        decide.fn(plan_of(model), number)
+    return client
+
+
+def state_of(client, model):
+    """Everything that a decision may change."""
+    found = client.get_registered_model(model)
+    tags = {str(version.version): dict(version.tags) for version in client.search_model_versions(f"name='{model}'")}
+    return champion(client, model), dict(found.tags), tags, lines(model)
+
+
+def reset(client, model, before):
+    """Make the model what it was."""
+    version, tags, of_versions, _ = before
+    client.set_registered_model_alias(model, "champion", version)
+    client.set_registered_model_tag(model, EARLIER, tags[EARLIER])
+    for number, old in of_versions.items():
+        for name in set(client.get_model_version(model, number).tags) - set(old):
+            client.delete_model_version_tag(model, number, name)
+
+
+def decisions(client, model):
+    """The decisions on record with the versions: what all machines see."""
+    versions = client.search_model_versions(f"name='{model}'")
+    return [key for version in versions for key in version.tags if key.startswith("mergeline.decision.")]
+
+
+@pytest.mark.parametrize("asked", ["roll back", "promote", "refuse"])
+def test_whichever_write_fails_another_attempt_makes_one_decision(asked, three, model, monkeypatch):
+    client, plan = three, plan_of(model)
+    if asked == "promote":  # from 1 on
+        client.set_registered_model_alias(model, "champion", "1")
+        client.set_registered_model_tag(model, EARLIER, "[]")
+    before = state_of(client, model)
+    earlier = json.loads(before[1][EARLIER])
+    action = {
+        "roll back": lambda: roll_back.fn(plan),
+        "promote": lambda: decide.fn(plan, "3"),
+        "refuse": lambda: decide.fn(plan, "4"),
+    }[asked]
+    expected = {
+        "roll back": ("rolled back", "2", earlier[:-1]),
+        "promote": ("promoted", "3", [*earlier, "1"]),
+        "refuse": ("refused", "3", earlier),
+    }[asked]
+
+    def expect(when, decision):
+        now, tags, of_versions, logged = state_of(client, model)
+        if (
+            when == "delete_registered_model_tag, after=False"
+        ):  # a note that could not be removed: asked again, said again
+            assert action() == decision
+            now, tags, of_versions, logged = state_of(client, model)
+        assert (decision.action, now, json.loads(tags[EARLIER])) == expected, when
+        assert INTENTION not in tags, when
+        assert ("mergeline.rolled_back" in of_versions["3"]) == (asked == "roll back"), when
+        assert len(decisions(client, model)) == 4, when  # three of the fixture
+        assert logged == [*before[3], *logged[len(before[3]) : -1], json.loads(decision.model_dump_json())], when
+        assert len({line["time"] for line in logged}) == len(logged), when
+        reset(client, model, before)
+        made.append(decision.time)
+        assert len(logged) == len(before[3]) + len(made), when
+
+    made = []
+    each_write(monkeypatch, client, action, expect)
+
+
+def stop_at(monkeypatch, client, name, action):
+    """Let the first write of this name fail, and give up."""
+    flaky = Flaky(client, -1, False)
+
+    def fail(*_, **__):
+        raise ConnectionError("gone")
+
+    setattr(flaky, name, fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "connect", lambda: flaky)
+        with pytest.raises(ConnectionError, match="gone"):
+            action()
+
+
+def test_who_asks_for_something_else_finishes_what_was_begun_first(three, model, monkeypatch):
+    stop_at(monkeypatch, three, "set_registered_model_alias", lambda: roll_back.fn(plan_of(model)))
+    assert champion(three, model) == "3"
+    refused = decide.fn(plan_of(model), "4")
+    assert (refused.action, refused.before, champion(three, model)) == ("refused", "2", "2")
+    assert [line["action"] for line in lines(model)][3:] == ["rolled back", "refused"]
+
+
+def test_what_was_begun_is_not_finished_where_somebody_moved_the_alias_meanwhile(three, model, monkeypatch, caplog):
+    stop_at(monkeypatch, three, "set_registered_model_alias", lambda: roll_back.fn(plan_of(model)))
+    three.set_registered_model_alias(model, "champion", "1")
+    with pytest.raises(InputError, match="version 1 is the first champion"):
+        three.set_registered_model_tag(model, EARLIER, "[]")
+        roll_back.fn(plan_of(model))
+    assert "moved by hand" in caplog.text
+    assert INTENTION not in three.get_registered_model(model).tags
+    three.set_registered_model_tag(model, INTENTION, "{")
+    assert decide.fn(plan_of(model, champion=None), "2").action == "promoted"
+    assert champion(three, model) == "2"
+
+
+def test_a_lock_that_could_not_be_released_is_taken_again_by_the_same_process(client, model, monkeypatch):
+    flaky = Flaky(client, 1, False)  # rename_experiment
+    for _ in range(2):
+        with promotion_lock(flaky, model):
+            pass
+    assert flaky.writes.count("create_experiment") == 3
