@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mergeline.plan_surroundings import is_registered
 from tasks._env import state_directory
 from tasks.code_version import code_version
-from tasks.policy import is_transient
+from tasks.policy import patiently
+from tasks.published import PublishedFile, differences, published_now
 from tasks.secrets import revealed
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="Outcome")
 
+NAMED = 3  # files that are no more as they were published, in one sentence
 # What these say changes no byte of the result.
 WITHOUT_EFFECT = {
     *("output", "runner", "workers", "range_size", "download", "tracking", "notify", "search", "compare", "promotion"),
@@ -32,12 +34,12 @@ WITHOUT_EFFECT = {
 
 
 class Success(BaseModel):
-    """What a run of a plan was made of, and the lineage that it published."""
+    """What a run of a plan was made of, and every file that it published."""
 
     model_config = ConfigDict(frozen=True)
 
     inputs: dict[str, str]
-    lineage: str
+    published: dict[str, PublishedFile]
     flow_run: str
     at: datetime
 
@@ -66,26 +68,23 @@ class News(BaseModel):
 def look_for_news(plan: Plan) -> News:
     """Compare what the plan depends on with what it was when a run of it last succeeded.
 
-    A checkpoint whose source does not say which version it has counts as new. Raises InputError for a source that is
-    not there, and lost connections as they come.
+    A checkpoint whose source does not say which version it has counts as new; a source that is lost for a moment is
+    asked again. Raises InputError for a source that is not there, and connections that stay lost as they come.
     """
-    inputs, last = fingerprint(plan), last_success(plan)
+    inputs, last = patiently(lambda: fingerprint(plan), f"the check of the inputs of {plan.name}"), last_success(plan)
     if last is None:
         return News(changed=["no run has succeeded yet"], inputs=inputs)
-    if published_lineage(plan) != last.lineage:
-        return News(changed=[f"{plan.output} has not what the last run published"], inputs=inputs, last=last)
+    if other := differences(plan.output, last.published):
+        said = ", ".join(other[:NAMED]) + (f" and {len(other) - NAMED} more" if len(other) > NAMED else "")
+        why = f"{plan.output} has not what the last run published ({said})"
+        return News(changed=[why], inputs=inputs, last=last)
     names = [*inputs, *(name for name in last.inputs if name not in inputs)]
     return News(changed=[name for name in names if inputs.get(name) != last.inputs.get(name)], inputs=inputs, last=last)
 
 
-@task(
-    name="check-inputs",
-    retries=3,
-    retry_delay_seconds=[1, 5, 30],
-    retry_condition_fn=lambda _task, _run, state: isinstance(state.data, Exception) and is_transient(state.data),
-)
+@task(name="check-inputs")
 def check_inputs(plan: Plan) -> News:
-    """`look_for_news`, where Prefect's pages show it; a source that is lost for a moment is asked again."""
+    """`look_for_news`, where Prefect's pages show it."""
     from tasks.logs import tell
 
     news = look_for_news(plan)
@@ -129,11 +128,14 @@ def fingerprint(plan: Plan) -> dict[str, str]:
 def checkpoint_version(spec: Checkpoint) -> str:
     """The digest, commit, ETag or date of a checkpoint; another one on every call where its source tells none."""
     from mergeline.checkpoints.versions import stated_version
-    from tasks.checkpoints import resolved
+    from tasks.checkpoints import source_version
+    from tasks.registry import locate
 
     scheme = spec.uri.partition("://")[0].lower() if "://" in spec.uri else "file"
-    if spec.sha256 or scheme == "file" or is_registered(spec.uri):
-        return resolved(spec)[1]
+    if spec.sha256 is None and is_registered(spec.uri):
+        return locate(spec.uri).identity
+    if spec.sha256 or scheme == "file":
+        return source_version(spec)
     return stated_version(revealed(spec.uri)) or uuid4().hex
 
 
@@ -145,16 +147,6 @@ def last_success(plan: Plan) -> Success | None:
         return None
 
 
-def published_lineage(plan: Plan) -> str | None:
-    """Digest of the lineage that lies in the plan's folder; None where it, or a file that it names, is not there."""
-    try:
-        lineage = (plan.output / "lineage.json").read_bytes()
-        whole = all((plan.output / name).is_file() for name in json.loads(lineage)["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return hashlib.sha256(lineage).hexdigest() if whole else None
-
-
 def _fingerprint_or_none(plan: Plan) -> dict[str, str] | None:
     """The run itself will say what is wrong with a source."""
     try:
@@ -164,10 +156,10 @@ def _fingerprint_or_none(plan: Plan) -> dict[str, str] | None:
 
 
 def _remember(plan: Plan, inputs: dict[str, str], flow_run: str) -> None:
-    lineage = published_lineage(plan)
-    if lineage is None:
+    published = published_now(plan)
+    if published is None:
         return
-    success = Success(inputs=inputs, lineage=lineage, flow_run=flow_run, at=datetime.now(UTC))
+    success = Success(inputs=inputs, published=published, flow_run=flow_run, at=datetime.now(UTC))
     record = _record(plan)
     record.parent.mkdir(parents=True, exist_ok=True)
     draft = record.with_name(f".{record.name}.{uuid4().hex}")

@@ -7,6 +7,7 @@ artifact that it once returned is gone or was altered. Otherwise its recorded re
 import hashlib
 import inspect
 import json
+import logging
 import math
 import os
 import re
@@ -41,6 +42,9 @@ from tasks.usage import undisturbed
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=BaseModel)
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 LONGEST_WAIT = 300.0  # seconds that a server may ask us to wait before a retry
 
@@ -252,6 +256,24 @@ def retry_after(error: BaseException) -> float:
         with suppress(TypeError, ValueError):
             return max(0.0, parsedate_to_datetime(str(said)).timestamp() - time.time())
         return 0.0
+
+
+def patiently(call: Callable[[], T], what: str, delays: Iterable[float] = (1, 5, 30)) -> T:
+    """What a call returns that is made again after transient failures; for what is no stage, and needs no Prefect.
+
+    what: its name in a warning. delays: seconds before each further attempt; a server that asks for a longer wait gets
+    it, up to LONGEST_WAIT. The last failure is raised as it is.
+    """
+    for delay in delays:
+        try:
+            return call()
+        except Exception as error:
+            wait = max(delay, retry_after(error))
+            if not is_transient(error) or wait > LONGEST_WAIT:
+                raise
+            log.warning("%s failed and is tried again in %g s: %s: %s", what, wait, type(error).__name__, error)
+            time.sleep(wait)
+    return call()
 
 
 def worth_a_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

@@ -1,5 +1,6 @@
 """Nothing new: every kind of source that may change, what counts as a success, and the command line."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -13,12 +14,14 @@ import yaml
 from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import ThreadedMotoServer
 
+from flows import command_line
 from flows.compare_methods import load_cells
 from mergeline.errors import InputError
 from mergeline.plan import Checkpoint, Plan, Promotion, Registry, Tracking
 from mergeline.plan_file import load_plan
 from tasks.changes import (
     News,
+    check_inputs,
     checkpoint_version,
     fingerprint,
     last_success,
@@ -32,6 +35,7 @@ from tests.checkpoints.fileserver import FileServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ZOO = ROOT / "data/zoo"
+MODEL = hashlib.sha256(b"model").hexdigest()
 
 
 @pytest.fixture
@@ -50,8 +54,11 @@ def plan(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 def succeed(plan: Plan) -> SimpleNamespace:
     """What a run leaves: here without merging anything."""
     plan.output.mkdir(exist_ok=True)
+    (plan.output / "alignment").mkdir(exist_ok=True)
     (plan.output / "model.safetensors").write_bytes(b"model")
-    (plan.output / "lineage.json").write_text(json.dumps({"files": {"model.safetensors": "0"}}))
+    (plan.output / "lineage.json").write_text(json.dumps({"files": {"model.safetensors": MODEL}}))
+    (plan.output / "report.md").write_text("a report")
+    (plan.output / "alignment" / "alignment.json").write_text('{"aligned": false}')
     return SimpleNamespace(recorded=SimpleNamespace(flow_run="a-flow-run"))
 
 
@@ -88,17 +95,78 @@ def test_what_changes_while_a_run_goes_on_is_new_after_it(plan: Plan) -> None:
     assert look_for_news(plan).changed == ["checkpoint a-clean-13569"]
 
 
-def test_the_plan_and_what_it_published_count(plan: Plan) -> None:
+def test_the_plan_counts_without_what_is_of_no_effect(plan: Plan) -> None:
     remembered(succeed, plan)
     without_effect = {"runner": "dask", "tracking": {"enabled": False}, "notify": {"on": ["success"]}}
     assert not look_for_news(plan.model_validate(plan.model_dump() | without_effect))
     other = plan.model_validate(plan.model_dump() | {"merge": {"method": "average", "out_dtype": "float16"}})
     assert look_for_news(other).changed == ["plan"]
-    (plan.output / "model.safetensors").unlink()
-    assert "has not what the last run published" in look_for_news(plan).summary
-    succeed(plan)
-    (plan.output / "lineage.json").write_text(json.dumps({"files": {}}))  # of another run
-    assert "has not what the last run published" in look_for_news(plan).summary
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "lineage.json", "report.md", "alignment/alignment.json"])
+def test_every_published_file_must_be_there_as_it_was(plan: Plan, name: str) -> None:
+    remembered(succeed, plan)
+    path = plan.output / name
+    content = path.read_bytes()
+    path.write_bytes(content[::-1])  # of the same length
+    assert look_for_news(plan).changed == [f"{plan.output} has not what the last run published ({name} is altered)"]
+    path.write_bytes(content)  # DVC brings it back, with another time
+    assert not look_for_news(plan)
+    path.unlink()
+    assert look_for_news(plan).changed == [f"{plan.output} has not what the last run published ({name} is missing)"]
+
+
+def test_a_readme_of_somebody_else_is_not_published(plan: Plan) -> None:
+    plan.output.mkdir()
+    (plan.output / "README.md").write_text("mine")
+    remembered(succeed, plan)
+    (plan.output / "README.md").write_text("mine, too")
+    assert not look_for_news(plan)
+    assert last_success(plan).published["model.safetensors"].sha256 == MODEL  # of the lineage, not read again
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, error: Exception, times: int) -> list[float]:
+    """The first checks of a source fail; the list gets the waits."""
+    waits: list[float] = []
+    failures = [error] * times
+
+    def version(spec: Checkpoint) -> str:
+        if failures:
+            raise failures.pop()
+        return checkpoint_version(spec)
+
+    monkeypatch.setattr("tasks.changes.checkpoint_version", version)
+    monkeypatch.setattr("tasks.policy.time", SimpleNamespace(sleep=waits.append))
+    return waits
+
+
+@pytest.mark.parametrize("check", [look_for_news, check_inputs.fn])
+def test_a_source_that_is_lost_for_a_moment_is_asked_again(plan: Plan, monkeypatch: pytest.MonkeyPatch, check) -> None:
+    remembered(succeed, plan)
+    with monkeypatch.context() as patch:
+        waits = lose(patch, ConnectionError("reset"), 3)
+        assert not check(plan)
+        assert waits == [1, 5, 30]
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError, match="reset"):
+        lose(patch, ConnectionError("reset"), 4)
+        check(plan)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="not there"):
+        waits = lose(patch, InputError("not there"), 1)
+        check(plan)
+    assert waits == []
+
+
+def test_the_command_line_asks_again_too(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remembered(succeed, plan)
+    waits = lose(monkeypatch, ConnectionError("reset"), 1)
+    options = ["--params", str(tmp_path / "plan.yaml"), "--set", f"output={plan.output}"]
+    options += ["--set", "tracking.enabled=false", "--if-changed", "--no-table"]
+    monkeypatch.setattr(sys, "argv", ["merge", *options])
+    assert command_line.run(fail) == 0
+    assert "nothing new since" in capsys.readouterr().out
+    assert waits == [1]
 
 
 def test_data_and_code_count(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
