@@ -21,6 +21,12 @@ from mergeline.redaction import redact, redact_path
 INITIAL = "initial"
 """In place of the name of a base: what an adapter is before training, which needs no checkpoint."""
 
+BESIDE = frozenset({"notify", "registry", "promotion", "search", "compare"})
+"""Fields of a plan about what is done beside its run, or with the result: told, registered, judged, varied."""
+
+WITHOUT_EFFECT = BESIDE | {"output", "runner", "workers", "range_size", "download", "tracking"}
+"""Fields of a plan that no byte of the merged model depends on: also how the work is done, and where to."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -13,6 +13,7 @@ from uuid import uuid4
 from prefect import task
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mergeline.plan import WITHOUT_EFFECT
 from mergeline.plan_surroundings import is_registered
 from tasks._env import state_directory
 from tasks.code_version import code_version
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="Outcome")
 
 NAMED = 3  # files that are no more as they were published, in one sentence
-# What these say changes no byte of the result.
-WITHOUT_EFFECT = {
-    *("output", "runner", "workers", "range_size", "download", "tracking", "notify", "search", "compare", "promotion"),
-}
 
 
 class Success(BaseModel):
@@ -117,7 +114,7 @@ def fingerprint(plan: Plan) -> dict[str, str]:
     from tasks.job import Job
 
     job = Job(plan)
-    said = plan.model_dump_json(exclude=WITHOUT_EFFECT)
+    said = plan.model_dump_json(exclude=set(WITHOUT_EFFECT - {"registry"}))  # what is to be registered is to be run
     inputs = {"plan": hashlib.sha256(said.encode()).hexdigest(), "code": code_version("flows.merge_and_evaluate")}
     if plan.architecture:
         inputs["architecture"] = f"{job.architecture.code} {rule_version(plan.architecture.symmetry)}"

@@ -15,6 +15,7 @@ from typing import Any
 
 from mergeline.checkpoints.files import digest_of_files
 from mergeline.errors import InputError
+from mergeline.plan import BESIDE
 from tasks._env import tool_settings
 from tasks.run_lookup import RecordedRun
 from tasks.store import digest, held
@@ -22,7 +23,6 @@ from tasks.versioning import CHANGES, CODE, DIRTY, MACHINE, MD5, PACKAGE, dvc_md
 
 REBUILT, PLAN_FILE = "rebuilt", "rebuilt.yaml"
 COMPARED = ("normalization", "alignment", "coefficients", "metrics.json")  # beside the files of the model
-_TOLD_ELSEWHERE = ("notify", "registry", "promotion")  # sections of what is done with a result
 
 
 def bring_inputs(run: RecordedRun, project: Path, clone: Path) -> None:
@@ -77,7 +77,7 @@ def write_plan(run: RecordedRun, clone: Path) -> Path:
         checkpoint["sha256"] = digest_of_files(entry["files"]) if entry.get("files") else entry["sha256"]
         if re.match("(models|runs):/", entry["source"]):
             checkpoint["uri"] = entry["source"]  # the version, where the plan names an alias
-    plan = {name: value for name, value in plan.items() if name not in _TOLD_ELSEWHERE}
+    plan = {name: value for name, value in plan.items() if name not in BESIDE}
     plan["output"] = REBUILT
     plan["tracking"]["enabled"] = False
     plan["evaluation"]["compare"] = []

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mergeline.comparison import RESULT, aligns, comparison_rows
+from mergeline.plan import BESIDE, WITHOUT_EFFECT, Plan
 from mergeline.plan_file import PlanError, load_plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +39,12 @@ def test_addresses_of_mlflow_are_valid_and_nothing_is_asked(uri):
     assert local_path(uri) is None
     [source] = ask({"base-a": uri})
     assert (source.note, source.lost) == ("in MLflow, which only a run asks", False)
+
+
+def test_what_has_no_effect_are_fields_of_the_plan():
+    assert BESIDE < WITHOUT_EFFECT < set(Plan.model_fields)
+    effective = {"name", "architecture", "checkpoints", "datasets", "calibration", "align", "merge", "tasks"}
+    assert set(Plan.model_fields) - WITHOUT_EFFECT == effective | {"evaluation", "export"}, "new: which of the two?"
 
 
 def test_families_are_bases_in_the_order_of_their_task_models():

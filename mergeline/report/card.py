@@ -14,14 +14,11 @@ import yaml
 
 from mergeline.checkpoints.licence import UNKNOWN
 from mergeline.checkpoints.transfer import shown
-from mergeline.plan import Plan
+from mergeline.plan import WITHOUT_EFFECT, Plan
 from mergeline.report.result import Comparison
 from mergeline.report.table import markdown_table
 
 MARK = "<!-- Written by mergeline; the next run into this folder writes it again. -->"
-
-# How the work was shared out and told, which no byte of the result depends on.
-_ABOUT_THE_RUN = {"output", "runner", "workers", "range_size", "download", "tracking", "search"}
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def common_licence(licences: Mapping[str, str]) -> str:
 
 def plan_text(plan: Plan) -> str:
     """The plan as YAML: what differs from the defaults, without what no byte of the result depends on."""
-    fields = plan.model_dump(mode="json", exclude_defaults=True, exclude=_ABOUT_THE_RUN)
+    fields = plan.model_dump(mode="json", exclude_defaults=True, exclude=set(WITHOUT_EFFECT))
     fields["merge"] = {"method": plan.merge.method} | fields.get("merge", {})
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 

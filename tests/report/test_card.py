@@ -6,7 +6,7 @@ from huggingface_hub import ModelCard
 
 from mergeline.comparison import RESULT
 from mergeline.evaluation.score import Score
-from mergeline.plan import Plan
+from mergeline.plan import BESIDE, Compare, Notify, Plan, Promotion, Registry, Search
 from mergeline.plan_file import load_plan
 from mergeline.report.card import CardFacts, model_card, plan_text
 from mergeline.report.result import Comparison, RowScores
@@ -95,6 +95,11 @@ def test_the_plan_of_the_card_is_the_plan_but_for_where_it_goes(plan):
     moved = plan.model_copy(update={"output": plan.output / "elsewhere", "workers": 3})
     assert plan_text(moved) == plan_text(plan)
     assert plan_text(plan) in card_of(plan).text
+    told = {"notify": Notify(on=["success"]), "registry": Registry(model="team"), "promotion": Promotion(floor=0.5)}
+    varied = {"search": Search(trials=3), "compare": Compare(grid={"merge.keep_ratio": [0.1]})}
+    beside = plan.model_copy(update=told | varied)
+    assert set(told | varied) == BESIDE
+    assert card_of(beside).text == card_of(plan).text
     alone = plan.model_copy(update={"align": None})
     assert Plan.model_validate(yaml.safe_load(plan_text(alone))).align is None
 
