@@ -61,7 +61,7 @@ def find_run(path: Path) -> int:
 
 
 def main() -> int:
-    """Exit status 0, 1 where the result or its conditions differ, 2 where something is missing."""
+    """Exit status 0, 1 where something differs or MLflow does not answer, 2 where something is missing."""
     parser = argparse.ArgumentParser(prog="python -m flows.rebuild", description=__doc__.partition(":")[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--of", type=Path, metavar="PATH", help="print the runs that published this file or folder")
@@ -74,6 +74,9 @@ def main() -> int:
     except InputError as error:
         print(redact(str(error)), file=sys.stderr)
         return 2
+    except (ConnectionError, TimeoutError) as error:
+        print(redact(f"nothing was looked up or made, and may be later: {error}"), file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ _INFRASTRUCTURE = {
     "tasks.measuring",
     "tasks.outbox",
     "tasks.policy",
+    "tasks.run_record",
     "tasks.secrets",
     "tasks.store",
     "tasks.tracking",

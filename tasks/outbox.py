@@ -50,6 +50,11 @@ def keep(experiment: str, identity: str, files: Sequence[Path], text: Callable[[
     return folder
 
 
+def waits(experiment: str, identity: str) -> bool:
+    """Whether a record of that identity is still to be sent."""
+    return (_folder(experiment) / identity / RECORD).is_file()
+
+
 def remove(folder: Path) -> None:
     """Remove the folder of a record, its text first: without that nobody takes it for one."""
     (folder / RECORD).unlink(missing_ok=True)

@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mergeline.checkpoints.files import digest_of_files
+from mergeline.checkpoints.files import SUFFIXES, choose_weights, digest_of_files, is_index
 from mergeline.errors import InputError
 from mergeline.plan import BESIDE
 from tasks._env import tool_settings
 from tasks.run_lookup import RecordedRun
-from tasks.store import digest, held
+from tasks.store import digest, held, held_folder
 from tasks.versioning import CHANGES, CODE, DIRTY, MACHINE, MD5, PACKAGE, dvc_md5, machine_facts, package_versions
 
 REBUILT, PLAN_FILE = "rebuilt", "rebuilt.yaml"
@@ -41,11 +41,11 @@ def _bring(entry: Mapping[str, Any], project: Path, clone: Path) -> Iterator[str
         return  # is downloaded, and its digest compared, by the run
     files = entry.get("files") or {"": entry["sha256"]}
     for name, sha256 in files.items():
-        relative = Path(source) if not name else _folder_of(source, project, clone) / name
+        relative = _folder_of(source, project, clone) / name if name else _file_of(entry, source, project, clone)
         found = {place: _sha256(place / relative) for place in (clone, project)}
         if found[clone] == sha256:
             continue
-        kept = project / relative if found[project] == sha256 else held(sha256)
+        kept = project / relative if found[project] == sha256 else _kept(entry, name, sha256)
         if kept is None or relative.is_absolute():
             other = found[project] or found[clone]
             state = f"has sha256 {other}" if other else "is neither in the commit, nor in the working tree or the store"
@@ -55,10 +55,29 @@ def _bring(entry: Mapping[str, Any], project: Path, clone: Path) -> Iterator[str
         shutil.copyfile(kept, clone / relative)
 
 
+def _kept(entry: Mapping[str, Any], name: str, sha256: str) -> Path | None:
+    """Where the store has a file, unaltered: on its own, or under its name in the folder that the run read."""
+    folder = held_folder(entry["sha256"]) if name else None
+    places = (folder / name if folder else None, held(sha256))
+    return next((place for place in places if place is not None and _sha256(place) == sha256), None)
+
+
+def _file_of(entry: Mapping[str, Any], source: str, project: Path, clone: Path) -> Path:
+    """The one file of an input, which the folder that it is alone in may name."""
+    path, kept = Path(source), held(entry["sha256"])
+    for place in (clone, project):
+        if entry["kind"] == "checkpoint" and (place / path).is_dir():
+            return path / choose_weights([file.name for file in (place / path).iterdir()], source)
+    was_folder = entry["kind"] == "checkpoint" and not path.suffix and kept is not None
+    return path / f"model{kept.suffix}" if was_folder and kept else path
+
+
 def _folder_of(source: str, project: Path, clone: Path) -> Path:
-    """The folder of a checkpoint of many files, which its folder or an index in it may name."""
+    """The folder of a checkpoint of many files, which its folder or a file in it may name."""
     path = Path(source)
-    return path.parent if any((place / path).is_file() for place in (project, clone)) else path
+    if any((place / path).is_dir() for place in (project, clone)):
+        return path
+    return path.parent if is_index(path.name) or path.suffix in SUFFIXES else path
 
 
 def _sha256(path: Path) -> str | None:

@@ -1,15 +1,17 @@
 """The record of a search in MLflow: one run, every trial a child of it. It follows from the trials in the storage.
 
-What is missing there (a process was killed between a trial and its record, a server was down) is added the next time.
+While MLflow does not answer, records wait in the outbox (`tasks/outbox.py`). What a process that was killed between a
+trial and its record did not write down is added when the search is run again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -26,56 +28,77 @@ RUNNERS_UP = 3  # in the table
 
 
 class SearchRecord:
-    """Writes trials as they come. Where MLflow cannot be reached it warns once, and the search goes on without."""
+    """Writes trials as they come. While MLflow does not answer, they are kept like every record, for later."""
 
     def __init__(self, plan: Plan, search: Search, study: Study) -> None:
-        self._plan, self._search = plan, search
+        self._plan, self._study = plan, study.name
+        self._enabled, self._later = plan.tracking.enabled, False
         self._tracker = Tracker(plan.tracking.experiment)
+        self._params = {"merge": plan.merge.model_dump(mode="json"), "search": _settings(search)}
         self._run: str | None = None
-        if not plan.tracking.enabled:
+        if not self._enabled:
             return
         self._tracker.deliver_pending()
-        params = {"merge": plan.merge.model_dump(mode="json"), "search": _settings(search)}
-        self._run = self._tracker.begin(f"{plan.name} search", params=params, identity=(SEARCH, study.name))
-        known = self._tracker.parts(self._run, NUMBER) if self._run else None
-        if known is None:
-            self._run = None
-            return
+        self._write("begun")
+        known = self._tracker.parts(self._identity(), NUMBER) if self._run else None
+        self._later = known is None
         for trial in study.trials:
-            if str(trial.number) not in known:
+            if known is None or str(trial.number) not in known:
                 self.add(trial)
 
     @property
     def run(self) -> str | None:
-        """Id of the run; None where nothing is recorded."""
+        """Id of the run; None where MLflow has none yet."""
         return self._run
 
     def add(self, trial: Trial) -> None:
         """One child run."""
-        if self._run is None:
+        if not self._enabled:
             return
         child = self._tracker.record(
             f"trial {trial.number}",
+            identity=self._identity(trial.number),
+            part_of=self._identity(),
             params=overlay(self._plan, trial.point),
             metrics={"value": trial.value} | trial.point | _scores(trial.facts),
             tags={NUMBER: str(trial.number)},
-            parent=self._run,
+            later=self._later,
         )
-        if child is None:
-            self._run = None
+        self._later = self._later or child is None  # asking again for every trial would cost the search its time
 
     def finish(self, trials: list[Trial], outcome: SearchOutcome) -> None:
         """The best of all trials beside what the plan itself scores, and how the best came about."""
-        if self._run is None:
+        if not self._enabled:
             return
+        if self._later and self._tracker.answers():
+            self._tracker.deliver_pending()
+            self._later = False
         best, values = best_of(trials), [trial.value for trial in trials]
-        self._tracker.finish(
-            self._run,
+        self._write(
+            "ended",
             metrics={"best/value": best.value, "best/trial": best.number, "plan/value": outcome.plan_value}
             | {f"best/{name}": value for name, value in best.point.items()},
             series={"value": values, "best so far": list(accumulate(values, max))},
             artifacts=[outcome.file],
         )
+
+    def _write(self, phase: Literal["begun", "ended"], **found: Any) -> None:
+        """What is known of the search itself."""
+        run = self._tracker.record(
+            f"{self._plan.name} search",
+            identity=self._identity(),
+            phase=phase,
+            params=self._params,
+            tags={SEARCH: self._study},
+            later=self._later,
+            **found,
+        )
+        self._run = run or self._run
+
+    def _identity(self, trial: int | None = None) -> str:
+        """That of the search, or of one of its trials: the same whoever goes on with it."""
+        name = self._study if trial is None else f"{self._study} {trial}"
+        return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
 class SearchOutcome(BaseModel):

@@ -84,6 +84,12 @@ def held(sha256: str) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
+def held_folder(sha256: str) -> Path | None:
+    """Where a folder of that digest lies in the store; it is not read."""
+    place = _place(sha256, _FOLDER_SUFFIX)
+    return place if place.is_dir() else None
+
+
 def put_file(write: Callable[[Path], object], suffix: str, kind: str, **metadata: JsonValue) -> ArtifactRef:
     """Store the file that `write(path)` makes. An exception in `write` leaves nothing behind."""
     with _workspace() as folder:

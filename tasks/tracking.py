@@ -9,69 +9,30 @@ addresses are absolute, so a project that is moved keeps its numbers but loses t
 import json
 import logging
 import os
-import re
 import shutil
 import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel, ConfigDict
+from typing import TYPE_CHECKING, Any, Literal
 
 from mergeline.redaction import redact
 from tasks import outbox
 from tasks._env import state_directory
 from tasks.locks import exclusive
+from tasks.run_record import BEGUN, DatasetUse, Registration, RunRecord, flat_params, metric_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+__all__ = ["DatasetUse", "Registration", "Tracker", "connect", "deliver_all"]
+
 log = logging.getLogger(__name__)
 
 IDENTITY = "mergeline.record"  # tag
-_PARAMS_PER_CALL, _METRICS_PER_CALL, _PARAM_LENGTH, _DIGEST_LENGTH = 100, 1000, 6000, 36  # limits of MLflow
-
-
-class DatasetUse(BaseModel):
-    """Which data a run used, and for what (`context`: "calibration", "validation", "test")."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    sha256: str
-    source: str = ""
-    context: str = ""
-
-
-class Registration(BaseModel):
-    """A model that is registered with its run: the run's artifact `model`, a version with these tags."""
-
-    model_config = ConfigDict(frozen=True)
-
-    model: str
-    tags: dict[str, str]
-
-
-class RunRecord(BaseModel):
-    """All that is told about one run; two records of one identity are the same. Times are seconds since the epoch."""
-
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
-
-    name: str
-    identity: str = ""
-    experiment: str = ""
-    params: dict[str, str] = {}
-    metrics: dict[str, float] = {}
-    series: dict[str, list[float]] = {}
-    artifacts: list[Path] = []
-    datasets: list[DatasetUse] = []
-    tags: dict[str, str] = {}
-    started: float = 0.0
-    ended: float = 0.0
-    registration: Registration | None = None
+_PARAMS_PER_CALL, _METRICS_PER_CALL, _DIGEST_LENGTH = 100, 1000, 36  # limits of MLflow
 
 
 class Tracker:
@@ -97,13 +58,18 @@ class Tracker:
         started: float | None = None,
         registration: Registration | None = None,
         identity: str | None = None,
+        part_of: str | None = None,
+        phase: Literal["whole", "begun", "ended"] = "whole",
+        later: bool = False,
     ) -> str | None:
-        """Write one finished run and return its id; None (and a warning) where that failed: it is then kept for later.
+        """Write one run and return its id; None (and a warning) where that failed: it is then kept for later.
 
         params: may be nested, {"merge": {"method": …}} becomes "merge.method". series: metrics over steps 0, 1, ….
         artifacts: files and folders, logged under their own names. parent: the id of the run that this one is part of.
         registration: what is registered with the run; one of its artifacts is the folder `model`.
         identity: a record that was begun under the same one is gone on with (default: a new one).
+        part_of: like parent, by its identity: it need not be in MLflow yet. phase: see `RunRecord`.
+        later: only keep it (unless it is kept already), where MLflow was just found not to answer.
         """
         now = time.time()
         try:
@@ -111,9 +77,9 @@ class Tracker:
                 identity=identity or uuid.uuid4().hex,
                 experiment=self.experiment,
                 name=name,
-                params=dict(_flat(params or {})),
-                metrics={_key(key): float(value) for key, value in (metrics or {}).items()},
-                series={_key(key): [float(value) for value in values] for key, values in (series or {}).items()},
+                params=dict(flat_params(params or {})),
+                metrics={metric_name(key): float(value) for key, value in (metrics or {}).items()},
+                series={metric_name(key): [float(value) for value in values] for key, values in (series or {}).items()},
                 artifacts=list(artifacts),
                 datasets=list(datasets),
                 tags={key: redact(tag) for key, tag in (tags or {}).items()}
@@ -121,83 +87,44 @@ class Tracker:
                 started=now if started is None else started,
                 ended=now,
                 registration=registration,
+                phase=phase,
+                part_of=part_of or "",
             )
             for path in record.artifacts:
                 path.stat()
         except (TypeError, ValueError, OSError) as error:
             log.warning("run %r cannot be recorded: %s", name, error)
             return None
+        return self._put(record, later=later)
+
+    def _put(self, record: RunRecord, *, later: bool) -> str | None:
+        """Keep a record, and send it unless that is for later."""
+        if later and outbox.waits(record.experiment, record.key):
+            return None
         try:
             folder = self._keep(record)
         except OSError as error:
-            log.warning("run %r cannot be kept for later, should MLflow be down: %s", name, error)
+            log.warning("run %r cannot be kept for later, should MLflow be down: %s", record.name, error)
             folder = None
+        if later and folder is not None:
+            return None
         try:
             run = self._send(record) if folder is None else self._deliver(folder)
             return run or self._run_of(record.identity)  # another process may have delivered it meanwhile
         except Exception as error:  # whatever it is, a merge of hours is worth more than its record
-            log.warning("run %r was not recorded in MLflow at %s: %s", name, self.uri, error)
+            log.warning("run %r was not recorded in MLflow at %s: %s", record.name, self.uri, error)
             if folder is not None:
                 log.warning("it is kept for later in %s", folder)
             return None
 
-    def begin(self, name: str, *, params: Mapping[str, Any], identity: tuple[str, str]) -> str | None:
-        """Open the run that others will be parts of, and return its id; None (and a warning) where that failed.
-
-        identity: a tag and its value. A run that has it is gone on with, also one whose process was killed.
-        """
-        try:
-            client, experiment = self._connect()
-            known = next(self._runs(*identity), None)
-            if known is not None:
-                client.update_run(known.info.run_id, "RUNNING")
-            begun = known or client.create_run(experiment, tags=dict([identity]), run_name=name)
-            pairs = dict(_flat(params))
-            record = RunRecord(name=name, params=pairs)
-            self._fill(client, begun, record)  # again, too: it may have been killed before this
-        except Exception as error:
-            log.warning("run %r was not begun in MLflow at %s: %s", name, self.uri, error)
-            return None
-        return str(begun.info.run_id)
-
-    def parts(self, parent: str, tag: str) -> set[str] | None:
+    def parts(self, identity: str, tag: str) -> set[str] | None:
         """The values of a tag among the runs that are parts of another; None (and a warning) where that failed."""
         try:
-            return {run.data.tags[tag] for run in self._runs("mlflow.parentRunId", parent) if tag in run.data.tags}
+            parts = self._runs("mlflow.parentRunId", self._run_of(identity) or "none")
+            return {run.data.tags[tag] for run in parts if tag in run.data.tags}
         except Exception as error:
-            log.warning("the parts of run %s were not found in MLflow at %s: %s", parent, self.uri, error)
+            log.warning("the parts of run %s were not found in MLflow at %s: %s", identity, self.uri, error)
             return None
-
-    def finish(
-        self, run_id: str, *, metrics: Mapping[str, float], series: Mapping[str, Sequence[float]], artifacts: list[Path]
-    ) -> None:
-        """Close a run that was begun. Steps of a series that it has already are not written again."""
-        try:
-            client, _ = self._connect()
-            self._finish(client, run_id, metrics, series, artifacts)
-        except Exception as error:
-            log.warning("run %s was not finished in MLflow at %s: %s", run_id, self.uri, error)
-
-    def _finish(
-        self,
-        client: "MlflowClient",
-        run_id: str,
-        metrics: Mapping[str, float],
-        series: Mapping[str, Sequence[float]],
-        artifacts: list[Path],
-    ) -> None:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        rows = [Metric(_key(name), value, now, 0) for name, value in metrics.items()]
-        for name, values in series.items():
-            known = {point.step for point in client.get_metric_history(run_id, _key(name))}
-            rows += [Metric(_key(name), x, now, step) for step, x in enumerate(values) if step not in known]
-        for start in range(0, len(rows), _METRICS_PER_CALL):
-            client.log_batch(run_id, metrics=rows[start : start + _METRICS_PER_CALL])
-        for path in artifacts:
-            client.log_artifact(run_id, str(path))
-        client.set_terminated(run_id, "FINISHED")
 
     def _runs(self, tag: str, value: str) -> "Iterator[Run]":
         client, experiment = self._connect()
@@ -212,19 +139,20 @@ class Tracker:
     def deliver_pending(self) -> list[str]:
         """Send the records of this experiment that were kept; returns the ids of the runs.
 
-        One that MLflow refuses does not hold up the others; where MLflow does not answer at all, it stops.
+        One that MLflow refuses does not hold up the others; where MLflow does not answer at all, it stops. What begins
+        a run goes first: others may be parts of it.
         """
         sent: list[str] = []
-        for folder in outbox.pending(self.experiment):
+        for folder in sorted(outbox.pending(self.experiment), key=lambda folder: not folder.name.endswith(BEGUN)):
             try:
                 run = self._deliver(folder)
             except Exception as error:
                 log.warning("kept run %s could not be delivered to %s: %s", folder.name, self.uri, error)
-                if not self._answers():
+                if not self.answers():
                     break
             else:
                 sent += [run] if run else []
-        return sent
+        return list(dict.fromkeys(sent))
 
     def _deliver(self, folder: Path) -> str | None:
         """Send a kept record and remove it; None where somebody else did that meanwhile."""
@@ -239,7 +167,8 @@ class Tracker:
         known = next(self._runs(IDENTITY, identity), None)
         return str(known.info.run_id) if known else None
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether MLflow can be asked now."""
         try:
             client, experiment = self._connect()
             client.get_experiment(experiment)
@@ -262,18 +191,31 @@ class Tracker:
     def _send(self, record: RunRecord) -> str:
         """Write a run, or what is missing of it; all of this may be said twice."""
         client, experiment = self._connect()
-        known = next(self._runs(IDENTITY, record.identity), None)
         tags = record.tags | {IDENTITY: record.identity}
+        if record.part_of:
+            tags["mlflow.parentRunId"] = self._whole_of(record.part_of)
+        known = next(self._runs(IDENTITY, record.identity), None)
         run = known or client.create_run(experiment, int(record.started * 1000), tags, record.name)
+        number = run.info.run_id
         for name, value in tags.items():
             if run.data.tags.get(name) != value:  # of an earlier attempt
-                client.set_tag(run.info.run_id, name, value)
-        if run.info.status != "FINISHED":
-            self._fill(client, run, record)
-            if record.registration:
-                self._register(client, run.info.run_id, record.registration)
-            client.set_terminated(run.info.run_id, "FINISHED", int(record.ended * 1000))
-        return str(run.info.run_id)
+                client.set_tag(number, name, value)
+        if run.info.status == "FINISHED" and record.phase == "whole":
+            return str(number)
+        self._fill(client, run, record)
+        if record.registration:
+            self._register(client, number, record.registration)
+        if record.phase != "begun":
+            client.set_terminated(number, "FINISHED", int(record.ended * 1000))
+        elif run.info.status != "RUNNING" and int(record.started * 1000) >= (run.info.end_time or 0):
+            client.update_run(number, "RUNNING")  # again; it did not end after this was written
+        return str(number)
+
+    def _whole_of(self, identity: str) -> str:
+        run = self._run_of(identity)
+        if run is None:
+            raise LookupError(f"the run that it is part of (record {identity}) is not in MLflow")
+        return run
 
     def _register(self, client: "MlflowClient", run: str, registration: Registration) -> None:
         """Register a run's model. What cannot be mended by sending the record again later is a warning."""
@@ -290,10 +232,14 @@ class Tracker:
         """Tell MLflow what belongs to a run; the same again changes nothing."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
-        run, moment = begun.info.run_id, begun.info.start_time  # the same in every attempt: points count once
+        run = begun.info.run_id
         params = [Param(key, value) for key, value in record.params.items()]
+        # the same moment in every attempt: points count once; of a run that has more to tell later the latest count
+        moment = int(record.ended * 1000) if record.phase == "ended" else begun.info.start_time
         metrics = [Metric(key, value, moment, 0) for key, value in record.metrics.items()]
-        metrics += [Metric(key, x, moment, step) for key, row in record.series.items() for step, x in enumerate(row)]
+        for key, row in record.series.items():
+            told = {point.step for point in client.get_metric_history(run, key)} if record.phase == "ended" else set()
+            metrics += [Metric(key, x, moment, step) for step, x in enumerate(row) if step not in told]
         while params or metrics:
             client.log_batch(run, metrics=metrics[:_METRICS_PER_CALL], params=params[:_PARAMS_PER_CALL])
             metrics, params = metrics[_METRICS_PER_CALL:], params[_PARAMS_PER_CALL:]
@@ -332,7 +278,7 @@ class Tracker:
         def text(copies: list[Path]) -> str:
             return record.model_copy(update={"artifacts": copies}).model_dump_json(indent=1)
 
-        return outbox.keep(record.experiment, record.identity, record.artifacts, text)
+        return outbox.keep(record.experiment, record.key, record.artifacts, text)
 
 
 def deliver_all() -> tuple[list[str], list[Path]]:
@@ -373,16 +319,3 @@ def connect(uri: str | None = None) -> "MlflowClient":
 
 def _home() -> Path:
     return state_directory() / ".mlflow"
-
-
-def _key(text: str) -> str:
-    return re.sub(r"[^\w\-. :/]", "_", text)  # what MLflow allows in a name
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{key}.")
-        else:
-            yield _key(key), redact(str(value))[:_PARAM_LENGTH]

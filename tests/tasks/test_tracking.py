@@ -295,36 +295,52 @@ def test_the_package_is_not_imported_before_it_is_needed() -> None:
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "False\n"
 
 
+def begin(tracker: Tracker, identity: str, **more: Any) -> str | None:
+    return tracker.record("search", identity=identity, phase="begun", params={"search": {"seed": 3}}, **more)
+
+
 def test_a_run_that_was_begun_is_gone_on_with(tracker: Tracker, tmp_path: Path) -> None:
     (tmp_path / "best.yaml").write_text("{}")
-    identity = ("mergeline.search", "it's a name")
-    parent = tracker.begin("search", params={"search": {"seed": 3}}, identity=("mergeline.search", "one"))
+
+    def end(best: float, values: list[float], artifacts: list[Path]) -> str | None:
+        metrics, series = {"best": best}, {"value": values}
+        return tracker.record(
+            "search", identity="one", phase="ended", metrics=metrics, series=series, artifacts=artifacts
+        )
+
+    parent = begin(tracker, "one")
     assert parent is not None
-    assert tracker.parts(parent, "number") == set()
-    tracker.record("trial 0", tags={"number": "0"}, parent=parent)
+    assert tracker.parts("one", "number") == set()
+    tracker.record("trial 0", tags={"number": "0"}, part_of="one")
     again = Tracker(tracker.experiment, tracker.uri)  # another process, after a kill
-    assert again.begin("search", params={"search": {"seed": 3}}, identity=("mergeline.search", "one")) == parent
-    assert again.parts(parent, "number") == {"0"}
-    again.finish(parent, metrics={"best": 0.5}, series={"value": [0.5]}, artifacts=[tmp_path / "best.yaml"])
+    assert begin(again, "one") == parent
+    assert again.parts("one", "number") == {"0"}
+    assert end(0.5, [0.5], [tmp_path / "best.yaml"]) == parent
     assert read(tracker, parent).info.status == "FINISHED"
-    longer = tracker.begin("search", params={"search": {"seed": 3}}, identity=("mergeline.search", "one"))
-    assert longer == parent
+    assert begin(tracker, "one") == parent
     assert read(tracker, parent).info.status == "RUNNING"
-    tracker.finish(parent, metrics={"best": 0.7}, series={"value": [0.5, 0.7]}, artifacts=[])
+    assert end(0.4, [0.5, 0.7], []) == parent
     history = MlflowClient(tracker.uri).get_metric_history(parent, "value")
     assert [(point.step, point.value) for point in history] == [(0, 0.5), (1, 0.7)]
-    assert read(tracker, parent).data.metrics["best"] == 0.7
-    assert tracker.begin("search", params={}, identity=("mergeline.search", "two")) not in (None, parent)
-    assert tracker.begin("search", params={}, identity=identity) == tracker.begin(
-        "search", params={}, identity=identity
-    )
+    assert read(tracker, parent).data.metrics["best"] == 0.4, "the latest counts, not the largest"
+    assert begin(tracker, "two") not in (None, parent)
 
 
-def test_nothing_is_begun_where_there_is_no_server(
-    state: Path, dead_uri: str, caplog: pytest.LogCaptureFixture
+def test_a_run_that_ended_is_not_opened_by_what_is_delivered_late(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker = Tracker("search", dead_uri)
-    assert tracker.begin("search", params={}, identity=("mergeline.search", "one")) is None
-    assert tracker.parts("abc", "number") is None
-    tracker.finish("abc", metrics={}, series={}, artifacts=[])
-    assert len([entry for entry in caplog.records if entry.levelno == logging.WARNING]) == 3
+    with monkeypatch.context() as down:
+        down.setattr(Tracker, "_send", lambda self, record: 1 / 0)
+        assert begin(tracker, "one") is None
+    ended = tracker.record("search", identity="one", phase="ended")
+    assert tracker.deliver_pending() == [ended]
+    assert read(tracker, ended).info.status == "FINISHED"
+
+
+def test_a_part_waits_for_the_whole(tracker: Tracker, caplog: pytest.LogCaptureFixture) -> None:
+    assert tracker.record("trial 0", identity="t", part_of="one") is None
+    assert "the run that it is part of (record one) is not in MLflow" in caplog.text
+    assert begin(tracker, "one", later=True) is None
+    parent, child = tracker.deliver_pending()
+    assert read(tracker, child).data.tags["mlflow.parentRunId"] == parent
+    assert read(tracker, parent).info.status == "RUNNING"

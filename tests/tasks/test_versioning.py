@@ -1,15 +1,17 @@
 """What git and DVC know of a result: commits, changes, digests as dvc.lock has them, fresh clones."""
 
 import os
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from flows import rebuild
 from mergeline.errors import InputError
 from tasks.rebuilding import bring_inputs
 from tasks.run_lookup import RecordedRun
-from tasks.store import digest, take_file
+from tasks.store import digest, file_digests, put_directory, take_file
 from tasks.versioning import changes, clone_at, dvc_md5, has_commit, head, locked_md5
 
 
@@ -113,6 +115,61 @@ def test_inputs_come_from_the_working_tree_or_the_store(repository: Path, tmp_pa
     bring_inputs(run_that_read(*sources, ("hf://org/repo@main", "0" * 64)), repository, tmp_path / "clone")
     for name, sha256 in sources:
         assert digest(tmp_path / "clone" / name) == sha256
+
+
+@pytest.mark.parametrize("source", ["sharded", "sharded/model.safetensors.index.json"])
+def test_a_folder_comes_back_from_the_store(repository: Path, tmp_path: Path, state: Path, source: str) -> None:
+    """It is gone from the working tree, and no commit has it."""
+    content = {"model.safetensors.index.json": "{}", "model-1.safetensors": "one", "config.json": "two"}
+
+    def fill(folder: Path) -> None:
+        for name, text in content.items():
+            (folder / name).write_text(text)
+
+    ref = put_directory(fill, "checkpoint")
+    entry = {"kind": "checkpoint", "name": "a", "source": source, "sha256": ref.sha256}
+    run = RecordedRun(run_id="1", tags={}, lineage={"inputs": [entry | {"files": file_digests(ref, "")}]})
+    clone = tmp_path / "clone"
+    clone_at(repository, "HEAD", clone)
+    bring_inputs(run, repository, clone)
+    assert {path.name: path.read_text() for path in (clone / "sharded").iterdir()} == content
+    (ref.path / "config.json").chmod(0o644)
+    (ref.path / "config.json").write_text("altered")
+    (clone / "sharded/config.json").unlink()
+    with pytest.raises(InputError, match=r"sharded/config\.json is neither in the commit, nor in"):
+        bring_inputs(run, repository, clone)
+
+
+def test_a_folder_of_one_file_comes_back_as_a_folder(repository: Path, tmp_path: Path, state: Path) -> None:
+    """The store has its file alone."""
+    (repository / "one").mkdir()
+    (repository / "one/weights.safetensors").write_text("one")
+    run = run_that_read(("one", take_file(repository / "one/weights.safetensors", "checkpoint").sha256))
+    for name, expected in (("first", "weights.safetensors"), ("second", "model.safetensors")):
+        clone_at(repository, "HEAD", tmp_path / name)
+        bring_inputs(run, repository, tmp_path / name)
+        assert (tmp_path / name / "one" / expected).read_text() == "one"
+        (repository / "one/weights.safetensors").unlink(missing_ok=True)
+        if (repository / "one").is_dir():
+            (repository / "one").rmdir()
+
+
+@pytest.mark.parametrize("option", ["--run", "--of"])
+def test_an_mlflow_that_does_not_answer_is_not_a_run_that_is_missing(
+    repository: Path, state: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MERGELINE_ROOT", str(repository))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but it does not listen
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        named = str(repository / "code.py") if option == "--of" else "0" * 32
+        monkeypatch.setattr("sys.argv", ["rebuild", option, named])
+        assert rebuild.main() == 1
+    said = capsys.readouterr().err
+    assert "MLflow does not answer" in said
+    assert "no run" not in said
+    assert said.count("\n") == 1
 
 
 def test_every_input_that_is_missing_or_another_is_named(repository: Path, tmp_path: Path, state: Path) -> None:
