@@ -37,8 +37,8 @@ from tasks.store import ArtifactRef, put_json
 
 
 @plan_flow("merge-and-evaluate")
-def merge_and_evaluate(plan: Plan) -> Outcome:
-    """Download, align, balance, merge, evaluate, publish."""
+def merge_and_evaluate(plan: Plan, part_of: str | None = None) -> Outcome:
+    """Download, align, balance, merge, evaluate, publish. part_of: the comparison that the run is a part of."""
     job, progress = Job(plan), Progress(plan)
     sources = {spec.name: download_checkpoint.submit(**job.source(spec)) for spec in plan.checkpoints}
     checkpoints = progress.results("download", sources)
@@ -69,7 +69,7 @@ def merge_and_evaluate(plan: Plan) -> Outcome:
     drawn = put_json(comparison.model_dump(mode="json"), "comparison")
     charts = {"chart": draw_comparison.submit(drawn)} if comparison.rows else {}
     publish_run(plan, made, comparison, progress.results("draw", charts).get("chart"))
-    recorded = record_run(plan, made, comparison, progress.count())
+    recorded = record_run(plan, made, comparison, progress.count(), part_of)
     outcome = Outcome(comparison=comparison, stages=progress.count(), recorded=recorded)
     progress.finish()
     return show_outcome(plan, outcome)

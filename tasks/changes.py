@@ -105,7 +105,7 @@ def nothing_to_do(plan: Plan, news: News) -> bool:
 def remembered(run: Callable[[Plan], R], plan: Plan, inputs: dict[str, str] | None = None) -> R:
     """Run the plan, and remember what it depended on before it began; a run that fails is not remembered."""
     if inputs is None:
-        inputs = _fingerprint_or_none(plan)
+        inputs = fingerprint_or_none(plan)
     outcome = run(plan)
     if inputs is not None:
         _remember(plan, inputs, outcome.recorded.flow_run)
@@ -155,8 +155,8 @@ def published_lineage(plan: Plan) -> str | None:
     return hashlib.sha256(lineage).hexdigest() if whole else None
 
 
-def _fingerprint_or_none(plan: Plan) -> dict[str, str] | None:
-    """The run itself will say what is wrong with a source."""
+def fingerprint_or_none(plan: Plan) -> dict[str, str] | None:
+    """`fingerprint`; None where a source cannot be asked: the run itself will say what is wrong with it."""
     try:
         return fingerprint(plan)
     except Exception:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,17 @@ class Recorded(BaseModel):
 
 
 @task(name="track")
-def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCount) -> Recorded:
-    """Params, scores of every row, what the stages found, digests, and everything that was published."""
+def record_run(
+    plan: Plan, made: Made, comparison: Comparison, stages: StageCount, part_of: str | None = None
+) -> Recorded:
+    """Params, scores of every row, what the stages found, digests, and everything that was published.
+
+    part_of: the identity of the record of a comparison. The same result in the same comparison is recorded once.
+    """
     from prefect.runtime import flow_run
 
     from tasks.outbox import interrupted_or_new
-    from tasks.tracking import DatasetUse, Tracker
+    from tasks.tracking import PART_OF, DatasetUse, Tracker
     from tasks.versioning import version_tags
 
     identity = str(flow_run.id)
@@ -55,8 +62,11 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
     published = published_files(plan, made, comparison)
     files = [path for path in published if _size(path) <= LARGEST]
     tags = _tags(plan, made, stages, identity) | version_tags(plan, made.model.sha256, published)
+    if part_of:
+        tags[PART_OF] = part_of
     aside = tempfile.TemporaryDirectory(dir=state_directory(), prefix=".registered.")
-    with interrupted_or_new(_work(plan, made)) as record, aside as folder:
+    identified = nullcontext(_part(plan, made, part_of)) if part_of else interrupted_or_new(_work(plan, made))
+    with identified as record, aside as folder:
         model = _registered(plan, made, Path(folder))
         run = tracker.record(
             plan.name,
@@ -99,6 +109,11 @@ def _registered(plan: Plan, made: Made, aside: Path) -> Path | None:
 def _work(plan: Plan, made: Made) -> str:
     """What is recorded: two attempts at the same say the same."""
     return plan.model_dump_json() + made.model_dump_json()
+
+
+def _part(plan: Plan, made: Made, part_of: str) -> str:
+    """The identity of a record within another one."""
+    return hashlib.sha256((part_of + _work(plan, made)).encode()).hexdigest()[:32]
 
 
 def _size(path: Path) -> int:

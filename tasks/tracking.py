@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IDENTITY = "mergeline.record"  # tag
+IDENTITY, PART_OF = "mergeline.record", "mergeline.part_of"  # tags; PART_OF: the identity of the record of the whole
 _PARAMS_PER_CALL, _METRICS_PER_CALL, _PARAM_LENGTH, _DIGEST_LENGTH = 100, 1000, 6000, 36  # limits of MLflow
 
 
@@ -264,6 +264,9 @@ class Tracker:
         client, experiment = self._connect()
         known = next(self._runs(IDENTITY, record.identity), None)
         tags = record.tags | {IDENTITY: record.identity}
+        if PART_OF in tags:  # the first of its parts opens the run of the whole
+            opened = self._run_of(tags[PART_OF]) or client.create_run(experiment, tags={IDENTITY: tags[PART_OF]})
+            tags["mlflow.parentRunId"] = opened if isinstance(opened, str) else opened.info.run_id
         run = known or client.create_run(experiment, int(record.started * 1000), tags, record.name)
         for name, value in tags.items():
             if run.data.tags.get(name) != value:  # of an earlier attempt
