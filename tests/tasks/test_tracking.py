@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tasks.outbox import interrupted_or_new
-from tasks.tracking import DatasetUse, Tracker
+from tasks.tracking import IDENTITY, PART_OF, DatasetUse, Tracker
 
 STARTED = 1_700_000_000.5
 
@@ -328,3 +328,23 @@ def test_nothing_is_begun_where_there_is_no_server(
     assert tracker.parts("abc", "number") is None
     tracker.finish("abc", metrics={}, series={}, artifacts=[])
     assert len([entry for entry in caplog.records if entry.levelno == logging.WARNING]) == 3
+
+
+def test_the_first_part_opens_the_run_of_the_whole_whose_own_record_fills_it(tracker: Tracker) -> None:
+    parts = [tracker.record(f"part {number}", tags={PART_OF: "whole"}, identity=f"part-{number}") for number in (0, 1)]
+    parents = {read(tracker, part).data.tags["mlflow.parentRunId"] for part in parts}
+    (parent,) = parents
+    assert read(tracker, parent).info.status == "RUNNING"
+    tags = {"mlflow.runName": "the whole"}
+    assert tracker.record("the whole", metrics={"best": 0.7}, tags=tags, identity="whole") == parent
+    whole = read(tracker, parent)
+    assert (whole.info.run_name, whole.info.status, whole.data.metrics) == ("the whole", "FINISHED", {"best": 0.7})
+    assert whole.data.tags[IDENTITY] == "whole"
+
+
+def test_a_part_that_is_delivered_later_finds_its_whole(tracker: Tracker, dead_uri: str) -> None:
+    lost = Tracker(tracker.experiment, dead_uri)
+    assert lost.record("part", tags={PART_OF: "whole"}, identity="part") is None
+    whole = tracker.record("the whole", identity="whole")
+    (sent,) = tracker.deliver_pending()
+    assert read(tracker, sent).data.tags["mlflow.parentRunId"] == whole
