@@ -17,6 +17,7 @@ from mergeline.plan import Plan
 from mergeline.redaction import redact
 from mergeline.report.leaderboard import Leaderboard
 from tasks.leaderboard import identity_of, publish_leaderboard, record_comparison
+from tasks.recording import Part
 from tasks.runners import plan_flow
 
 
@@ -27,7 +28,7 @@ def compare_methods(plan: Plan, cells: Mapping[str, Plan]) -> Leaderboard:
     measured = {}
     for name, cell in tqdm(cells.items(), desc="cells", unit="cell", disable=None):
         tried = merge_and_evaluate(on_split(cell, choose.split)).comparison.result if choose else None
-        measured[name] = cell, merge_and_evaluate(cell, identity).comparison.result, tried
+        measured[name] = cell, merge_and_evaluate(cell, Part(whole=identity, name=name)).comparison.result, tried
     leaderboard = Leaderboard.of(plan, measured)
     files = publish_leaderboard(plan, leaderboard)
     record_comparison(plan, leaderboard, files, identity)

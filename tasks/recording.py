@@ -37,13 +37,22 @@ class Recorded(BaseModel):
     mlflow_page: str | None
 
 
+class Part(BaseModel):
+    """What a run is within a comparison. whole: the identity of the record of that; name: of the cell."""
+
+    model_config = ConfigDict(frozen=True)
+
+    whole: str
+    name: str
+
+
 @task(name="track")
 def record_run(
-    plan: Plan, made: Made, comparison: Comparison, stages: StageCount, part_of: str | None = None
+    plan: Plan, made: Made, comparison: Comparison, stages: StageCount, part: Part | None = None
 ) -> Recorded:
     """Params, scores of every row, what the stages found, digests, and everything that was published.
 
-    part_of: the identity of the record of a comparison. The same result in the same comparison is recorded once.
+    The same result in the same part of a comparison is recorded once.
     """
     from prefect.runtime import flow_run
 
@@ -62,14 +71,14 @@ def record_run(
     published = published_files(plan, made, comparison)
     files = [path for path in published if _size(path) <= LARGEST]
     tags = _tags(plan, made, stages, identity) | version_tags(plan, made.model.sha256, published)
-    if part_of:
-        tags[PART_OF] = part_of
+    if part:
+        tags |= {PART_OF: part.whole, "mergeline.cell": part.name}
     aside = tempfile.TemporaryDirectory(dir=state_directory(), prefix=".registered.")
-    identified = nullcontext(_part(plan, made, part_of)) if part_of else interrupted_or_new(_work(plan, made))
+    identified = nullcontext(_within(part, plan, made)) if part else interrupted_or_new(_work(plan, made))
     with identified as record, aside as folder:
         model = _registered(plan, made, Path(folder))
         run = tracker.record(
-            plan.name,
+            part.name if part else plan.name,
             identity=record,
             params=_params(plan),
             metrics=scores(comparison)
@@ -111,9 +120,9 @@ def _work(plan: Plan, made: Made) -> str:
     return plan.model_dump_json() + made.model_dump_json()
 
 
-def _part(plan: Plan, made: Made, part_of: str) -> str:
+def _within(part: Part, plan: Plan, made: Made) -> str:
     """The identity of a record within another one."""
-    return hashlib.sha256((part_of + _work(plan, made)).encode()).hexdigest()[:32]
+    return hashlib.sha256((part.model_dump_json() + _work(plan, made)).encode()).hexdigest()[:32]
 
 
 def _size(path: Path) -> int:

@@ -265,7 +265,9 @@ class Tracker:
         known = next(self._runs(IDENTITY, record.identity), None)
         tags = record.tags | {IDENTITY: record.identity}
         if PART_OF in tags:  # the first of its parts opens the run of the whole
-            opened = self._run_of(tags[PART_OF]) or client.create_run(experiment, tags={IDENTITY: tags[PART_OF]})
+            opened = self._run_of(tags[PART_OF]) or client.create_run(
+                experiment, tags={IDENTITY: tags[PART_OF]}, run_name=tags.get("mergeline.plan")
+            )
             tags["mlflow.parentRunId"] = opened if isinstance(opened, str) else opened.info.run_id
         run = known or client.create_run(experiment, int(record.started * 1000), tags, record.name)
         for name, value in tags.items():

@@ -67,7 +67,8 @@ def test_every_cell_is_a_run_within_the_run_of_the_comparison(comparison, projec
     }
     assert len(parts) == len(cells), "what only chose is not recorded"
     assert {run.data.tags["mlflow.parentRunId"] for run in parts} == {whole.info.run_id}
-    assert {run.data.params["merge.method"] for run in parts} == {"average", "pcb"}
+    methods = {run.info.run_name: run.data.params["merge.method"] for run in parts}
+    assert methods == {"averaged": "average", "PCB": "pcb"}
 
 
 def test_a_comparison_that_is_repeated_is_recorded_once_and_another_one_apart(comparison, project):
