@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from tasks.eviction import Entry
 
-_UNITS = {"m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
+T = TypeVar("T")
 
 
 def main() -> int:
     """Exit status 0; 2 for options that say nothing."""
     options = _parser().parse_args()
-    from tasks.eviction import entries, evict
+    from tasks.eviction import entries, evict, size_text
 
     if options.older_than is not None or options.keep is not None:
         gone = evict(older_than=options.older_than, keep=options.keep)
-        print(f"removed {_count(len(gone))}, {_bytes(sum(entry.size for entry in gone))}")
+        print(f"removed {_count(len(gone))}, {size_text(sum(entry.size for entry in gone))}")
     _report(entries())
     return 0
 
@@ -32,6 +31,7 @@ def _report(found: list[Entry]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from tasks.eviction import age_text, size_text
     from tasks.store import store_directory
 
     table = Table(title=f"the cache in {store_directory().parent}", title_justify="left")
@@ -39,9 +39,10 @@ def _report(found: list[Entry]) -> None:
         table.add_column(column, justify="left" if column == "kind" else "right")
     kinds = {kind: [entry for entry in found if entry.kind == kind] for kind in {entry.kind for entry in found}}
     for kind, members in sorted(kinds.items(), key=lambda item: -_size(item[1])):
-        table.add_row(kind, str(len(members)), _bytes(_size(members)), _ago(max(entry.used for entry in members)))
+        used = age_text(max(entry.used for entry in members), time.time())
+        table.add_row(kind, str(len(members)), size_text(_size(members)), used)
     table.add_section()
-    table.add_row("all", str(len(found)), _bytes(_size(found)), "")
+    table.add_row("all", str(len(found)), size_text(_size(found)), "")
     Console(width=None if sys.stdout.isatty() else 100, highlight=False).print(table)
 
 
@@ -53,34 +54,23 @@ def _count(number: int) -> str:
     return "1 entry" if number == 1 else f"{number} entries"
 
 
-def _bytes(size: int) -> str:
-    from pydantic import ByteSize
-
-    return ByteSize(size).human_readable(decimal=True)
-
-
-def _ago(moment: float) -> str:
-    seconds = time.time() - moment
-    for unit, name in (("d", "days"), ("h", "hours"), ("m", "minutes")):
-        if seconds >= 2 * _UNITS[unit]:
-            return f"{seconds / _UNITS[unit]:.0f} {name} ago"
-    return "just now"
-
-
 def _duration(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: write a number and m, h, d or w, such as 30d")
-    return float(found[1]) * _UNITS[found[2]]
+    from tasks.eviction import duration
+
+    return _argument(duration, text)
 
 
 def _byte_size(text: str) -> int:
-    from pydantic import ByteSize, TypeAdapter, ValidationError
+    from tasks.eviction import byte_size
 
+    return _argument(byte_size, text)
+
+
+def _argument(read: Callable[[str], T], text: str) -> T:
     try:
-        return TypeAdapter(ByteSize).validate_python(text)
-    except ValidationError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write a number and a unit, such as 10GB") from None
+        return read(text)
+    except ValueError as fault:
+        raise argparse.ArgumentTypeError(str(fault)) from None
 
 
 def _parser() -> argparse.ArgumentParser:

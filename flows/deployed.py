@@ -15,10 +15,11 @@ from prefect.client.schemas import State
 from prefect.states import Completed
 from pydantic import Field
 
-from flows.compare_methods import compare_methods, load_cells
+from flows.compare_methods import compare_methods
 from flows.merge_and_evaluate import merge_and_evaluate
 from flows.search_coefficients import search_coefficients
 from mergeline.errors import InputError
+from mergeline.grid import load_cells
 from mergeline.plan import Notify, Plan
 from mergeline.plan_file import load_plan
 from tasks._env import project_root
@@ -84,7 +85,7 @@ def compare(
     overrides: list[str] = [],  # noqa: B006
     grid: dict[str, list[Any]] = {},  # noqa: B006
 ) -> State[Any]:
-    """Run the plan with every combination of some values, and rank what comes out.
+    """Run the plan in its named cells, with every combination of some values, and rank what comes out.
 
     Args:
         params: The plan: a file in the project.
@@ -93,7 +94,7 @@ def compare(
     """
     plan = _plan(params, overrides)
     with failures_told(plan, "compare"):
-        cells = load_cells(params, overrides, grid or (plan.compare.grid if plan.compare else {}))
+        cells = load_cells(params, overrides, grid)
     leaderboard = compare_methods(plan, cells)
     return Completed(message=f"{len(cells)} cells; the best: {leaderboard.rows[0].cell}")
 

@@ -30,15 +30,15 @@ from tasks.normalization import measure_normalization, reset_normalization
 from tasks.permutations import choose_balance, solve_permutations
 from tasks.progress import Progress
 from tasks.publishing import Made, publish_run
-from tasks.recording import Outcome, record_run
+from tasks.recording import Outcome, Part, record_run
 from tasks.runners import plan_flow
 from tasks.similarity import activation_similarity, weight_similarity
 from tasks.store import ArtifactRef, put_json
 
 
 @plan_flow("merge-and-evaluate")
-def merge_and_evaluate(plan: Plan) -> Outcome:
-    """Download, align, balance, merge, evaluate, publish."""
+def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
+    """Download, align, balance, merge, evaluate, publish. part: which cell of a comparison this is."""
     job, progress = Job(plan), Progress(plan)
     sources = {spec.name: download_checkpoint.submit(**job.source(spec)) for spec in plan.checkpoints}
     checkpoints = progress.results("download", sources)
@@ -69,7 +69,7 @@ def merge_and_evaluate(plan: Plan) -> Outcome:
     drawn = put_json(comparison.model_dump(mode="json"), "comparison")
     charts = {"chart": draw_comparison.submit(drawn)} if comparison.rows else {}
     publish_run(plan, made, comparison, progress.results("draw", charts).get("chart"))
-    recorded = record_run(plan, made, comparison, progress.count())
+    recorded = record_run(plan, made, comparison, progress.count(), part)
     outcome = Outcome(comparison=comparison, stages=progress.count(), recorded=recorded)
     progress.finish()
     return show_outcome(plan, outcome)

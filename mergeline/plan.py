@@ -272,12 +272,22 @@ class Notify(_Section):
         return webhook and redact_path(webhook)
 
 
+class Choose(_Section):
+    """Which data chooses among the cells of one merging method, so that the data of the result does not."""
+
+    split: str = Field(default="validation", description="never the one that measures the result")
+
+
 class Compare(_Section):
-    """What `flows.compare_methods` tries: the plan with every combination of these values."""
+    """What `flows.compare_methods` tries: every named cell with every combination of the values of the grid."""
 
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         default={}, description="field of the plan -> its values: {merge.keep_ratio: [0.1, 0.3]}"
     )
+    cells: dict[Annotated[str, Field(min_length=1)], dict[str, Any]] = Field(
+        default={}, description="name of a cell -> what it changes in the plan: {weight zip: {align: {space: weight}}}"
+    )
+    choose: Choose | None = Field(default=None, description="mark the best cell of every merging method")
     metric: Literal["mean", "joint"] = Field(default="mean", description="what the cells are ranked by")
 
 

@@ -28,6 +28,7 @@ def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
     yield from _missing_sections(raw, checkpoints)
     yield from _export_faults(raw)
     yield from _registry_faults(raw)
+    yield from _compare_faults(raw)
     yield from architecture_faults(raw.get("architecture"))
     yield from output_faults(raw.get("output", "data/merged"))
 
@@ -246,6 +247,14 @@ def _export_faults(raw: dict[str, Any]) -> Iterator[str]:
             yield f"{section}: is missing; `export` makes a program of the module, and checks it on calibration inputs"
     if isinstance(kinds, list) and len(set(map(str, kinds))) != len(kinds):
         yield "export: a kind is listed twice"
+
+
+def _compare_faults(raw: dict[str, Any]) -> Iterator[str]:
+    """A choice among the cells of a comparison by data that is not there, or that measures the result."""
+    compare = raw.get("compare")
+    choose = compare.get("choose") if isinstance(compare, dict) else None
+    if isinstance(choose, dict):
+        yield from _search_split_faults("compare.choose", choose.get("split", "validation"), raw)
 
 
 def _registry_faults(raw: dict[str, Any]) -> Iterator[str]:

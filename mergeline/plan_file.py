@@ -30,6 +30,21 @@ def load_plan(path: str | Path, overrides: Sequence[str] = (), *, searched: bool
     searched: its coefficients are to be searched; a plan without the section `search` gets one.
     Raises PlanError with every fault at once; each names the file and the field, and how to mend it.
     """
+    raw, faults = read_sections(path, overrides)
+    if searched and raw.get("search") is None:
+        raw["search"] = {}
+    plan, more = plan_of(raw, searched=searched)
+    faults += [f"{path}: {fault}" for fault in more]
+    if faults or plan is None:
+        raise PlanError(faults)
+    return plan
+
+
+def read_sections(path: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
+    """The sections of a plan as they were written, overridden, and what is wrong with the overrides.
+
+    Raises PlanError where the file is no plan at all.
+    """
     path = Path(path)
     if not path.is_file():
         raise PlanError([f"{path} is missing; name the plan with --params FILE"])
@@ -41,20 +56,20 @@ def load_plan(path: str | Path, overrides: Sequence[str] = (), *, searched: bool
         raise PlanError([f"{path}: not valid YAML: {' '.join(str(fault).split())}"]) from fault
     if not isinstance(raw, dict):
         raise PlanError([f"{path}: a plan is a mapping of sections (checkpoints, architecture, merge, ...)"])
-    if searched and raw.get("search") is None:
-        raw["search"] = {}
-    faults = [wrong for override in overrides if (wrong := _override(raw, override))]
-    plan = None
+    return raw, [wrong for override in overrides if (wrong := override_field(raw, override))]
+
+
+def plan_of(raw: dict[str, Any], *, searched: bool = False) -> tuple[Plan | None, list[str]]:
+    """The plan that sections make, and all that is wrong with them, one sentence per fault; None where it is none."""
+    plan, faults = None, []
     try:
         plan = Plan.model_validate(raw)
     except ValidationError as error:
-        faults += [f"{path}: {_sentence(details)}" for details in error.errors()]
-    faults += [f"{path}: {fault}" for fault in reference_faults(raw)]
+        faults = [_sentence(details) for details in error.errors()]
+    faults += reference_faults(raw)
     if searched:
-        faults += [f"{path}: {fault}" for fault in search_faults(raw)]
-    if faults or plan is None:
-        raise PlanError(faults)
-    return plan
+        faults += search_faults(raw)
+    return plan, faults
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,7 +87,7 @@ def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
-def _override(raw: dict[str, Any], override: str) -> str | None:
+def override_field(raw: dict[str, Any], override: str) -> str | None:
     """Set one value in the raw plan; return what is wrong with the override, if anything."""
     field, equals, text = override.partition("=")
     keys = [key for key in re.split(r"[.\[\]]+", field) if key]

@@ -101,7 +101,7 @@ def nothing_to_do(plan: Plan, news: News) -> bool:
 def remembered(run: Callable[[Plan], R], plan: Plan, inputs: dict[str, str] | None = None) -> R:
     """Run the plan, and remember what it depended on before it began; a run that fails is not remembered."""
     if inputs is None:
-        inputs = _fingerprint_or_none(plan)
+        inputs = fingerprint_or_none(plan)
     outcome = run(plan)
     if inputs is not None:
         _remember(plan, inputs, outcome.recorded.flow_run)
@@ -144,8 +144,8 @@ def last_success(plan: Plan) -> Success | None:
         return None
 
 
-def _fingerprint_or_none(plan: Plan) -> dict[str, str] | None:
-    """The run itself will say what is wrong with a source."""
+def fingerprint_or_none(plan: Plan) -> dict[str, str] | None:
+    """`fingerprint`; None where a source cannot be asked: the run itself will say what is wrong with it."""
     try:
         return fingerprint(plan)
     except Exception:

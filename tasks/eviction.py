@@ -24,6 +24,7 @@ from tasks.store import store_directory, sweep
 from tasks.usage import evicting, in_use_since, use_note
 
 RECORDS, DOWNLOADS, DRAFTS = "records of stages", "unfinished downloads", "unfinished merges"
+_UNITS = {"m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}  # seconds
 _DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 
 
@@ -175,3 +176,39 @@ def size_of(path: Path) -> int:
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+# --- ages and sizes as people write them -----------------------------------------------------------------------------
+
+
+def duration(text: str) -> float:
+    """Seconds of `30d` (m, h, d or w). Raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text)
+    if not found:
+        raise ValueError(f"{text!r} is no time: write a number and m, h, d or w, such as 30d")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def byte_size(text: str) -> int:
+    """Bytes of `10GB`. Raises ValueError."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        raise ValueError(f"{text!r} is no size: write a number and a unit, such as 10GB") from None
+
+
+def size_text(size: int) -> str:
+    """Bytes as people read them: 8.0KB."""
+    from pydantic import ByteSize
+
+    return ByteSize(size).human_readable(decimal=True)
+
+
+def age_text(moment: float, now: float) -> str:
+    """How long ago: 2 days ago."""
+    for unit, name in (("d", "days"), ("h", "hours"), ("m", "minutes")):
+        if now - moment >= 2 * _UNITS[unit]:
+            return f"{(now - moment) / _UNITS[unit]:.0f} {name} ago"
+    return "just now"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,23 @@ class Recorded(BaseModel):
     mlflow_page: str | None
 
 
+class Part(BaseModel):
+    """What a run is within a comparison. whole: the identity of the record of that; name: of the cell."""
+
+    model_config = ConfigDict(frozen=True)
+
+    whole: str
+    name: str
+
+
 @task(name="track")
-def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCount) -> Recorded:
-    """Params, scores of every row, what the stages found, digests, and everything that was published."""
+def record_run(
+    plan: Plan, made: Made, comparison: Comparison, stages: StageCount, part: Part | None = None
+) -> Recorded:
+    """Params, scores of every row, what the stages found, digests, and everything that was published.
+
+    The same result in the same part of a comparison is recorded once.
+    """
     from prefect.runtime import flow_run
 
     from tasks.outbox import interrupted_or_new
@@ -55,12 +71,16 @@ def record_run(plan: Plan, made: Made, comparison: Comparison, stages: StageCoun
     published = published_files(plan, made, comparison)
     files = [path for path in published if _size(path) <= LARGEST]
     tags = _tags(plan, made, stages, identity) | version_tags(plan, made.model.sha256, published)
+    if part:
+        tags |= {"mergeline.cell": part.name}
     aside = tempfile.TemporaryDirectory(dir=state_directory(), prefix=".registered.")
-    with interrupted_or_new(_work(plan, made)) as record, aside as folder:
+    identified = nullcontext(_within(part, plan, made)) if part else interrupted_or_new(_work(plan, made))
+    with identified as record, aside as folder:
         model = _registered(plan, made, Path(folder))
         run = tracker.record(
-            plan.name,
+            part.name if part else plan.name,
             identity=record,
+            part_of=part.whole if part else None,
             params=_params(plan),
             metrics=scores(comparison)
             | {f"matched/{group}": value for group, value in found.matched.items()}
@@ -99,6 +119,11 @@ def _registered(plan: Plan, made: Made, aside: Path) -> Path | None:
 def _work(plan: Plan, made: Made) -> str:
     """What is recorded: two attempts at the same say the same."""
     return plan.model_dump_json() + made.model_dump_json()
+
+
+def _within(part: Part, plan: Plan, made: Made) -> str:
+    """The identity of a record within another one."""
+    return hashlib.sha256((part.model_dump_json() + _work(plan, made)).encode()).hexdigest()[:32]
 
 
 def _size(path: Path) -> int:

@@ -26,7 +26,9 @@ def faults_of(*overrides, path="params.yaml"):
     return error.value.faults
 
 
-@pytest.mark.parametrize("path", ["params.yaml", "params/mudsc.yaml"])
+@pytest.mark.parametrize(
+    "path", ["params.yaml", "params/mudsc.yaml", "params/mudsc_table.yaml", "params/pcb_table.yaml"]
+)
 def test_the_shipped_plans_are_valid(path):
     assert load_plan(path).tasks
 

@@ -1,7 +1,9 @@
-"""The picture of a result: every row as two bars with standard errors."""
+"""Pictures of scores: every row as two bars with standard errors."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,20 +11,35 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mergeline.comparison import RESULT
-from mergeline.report.result import Comparison
+from mergeline.report.leaderboard import Leaderboard
+from mergeline.report.result import Comparison, RowScores
 
 TASKS, JOINT, MUTED = "#1f6f8b", "#e07a3f", "0.45"
+_LABEL = 44  # characters of a line
 
 
 def draw_chart(comparison: Comparison, path: Path) -> None:
     """Write a PNG: mean accuracy over the tasks and joint accuracy of every row, the result on top and in bold."""
     rows = comparison.rows[::-1]
+    draw_bars(comparison.plan, rows, [row.label for row in rows], [row.name == RESULT for row in rows], path)
+
+
+def draw_leaderboard(leaderboard: Leaderboard, path: Path) -> None:
+    """Write a PNG: the cells of a comparison, the best on top; in bold what was chosen, or the best."""
+    rows = leaderboard.rows
+    bold = [row.chosen if leaderboard.split else place == 0 for place, row in enumerate(rows)]
+    labels = [textwrap.fill(row.cell, _LABEL) for row in rows]
+    draw_bars(f"{leaderboard.plan}, compared", [row.scores for row in rows], labels, bold, path)
+
+
+def draw_bars(title: str, rows: Sequence[RowScores], labels: Sequence[str], bold: Sequence[bool], path: Path) -> None:
+    """Write a PNG of rows, from the top; those that are not bold are paler."""
     figure = Figure(figsize=(9, 0.9 + 0.42 * len(rows)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     with mpl.rc_context({"font.size": 9}):
         axes = figure.subplots()
         for place, row in enumerate(rows):
-            alpha = 1.0 if row.name == RESULT else 0.55
+            alpha = 1.0 if bold[place] else 0.55
             for score, shift, colour in ((row.mean, -0.19, TASKS), (row.joint, 0.19, JOINT)):
                 axes.barh(
                     place + shift,
@@ -35,10 +52,9 @@ def draw_chart(comparison: Comparison, path: Path) -> None:
                 )
                 axes.text(100 * (score.value + score.standard_error) + 0.8, place + shift, f"{100 * score.value:.1f}",
                           va="center", fontsize=7.5, color=MUTED)  # fmt: skip
-        labels = [row.label for row in rows]
         axes.set_yticks(range(len(rows)), labels)
-        for text, row in zip(axes.get_yticklabels(), rows, strict=True):
-            text.set_fontweight("bold" if row.name == RESULT else "normal")
+        for text, strong in zip(axes.get_yticklabels(), bold, strict=True):
+            text.set_fontweight("bold" if strong else "normal")
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(0, 100)
         axes.set_xlabel("accuracy, % (lines: standard error)")
@@ -47,6 +63,6 @@ def draw_chart(comparison: Comparison, path: Path) -> None:
         figure.legend(
             handles, ["mean of the tasks", "joint, all classes"], loc="outside upper right", ncols=2, frameon=False
         )
-        figure.suptitle(comparison.plan, x=0.01, ha="left", fontweight="bold")
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         # no program version inside: the same numbers give the same bytes
         figure.savefig(path, metadata={"Software": None})

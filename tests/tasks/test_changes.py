@@ -15,8 +15,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import ThreadedMotoServer
 
 from flows import command_line
-from flows.compare_methods import load_cells
 from mergeline.errors import InputError
+from mergeline.grid import load_cells
 from mergeline.plan import Checkpoint, Plan, Promotion, Registry, Tracking
 from mergeline.plan_file import load_plan
 from tasks.changes import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows import clean_cache
-from tasks.eviction import DOWNLOADS, DRAFTS, RECORDS, entries, evict
+from tasks.eviction import DOWNLOADS, DRAFTS, RECORDS, age_text, byte_size, duration, entries, evict
 from tasks.locks import exclusive
 from tasks.policy import stage
 from tasks.store import ArtifactRef, put_directory, put_json, store_directory
@@ -144,3 +144,11 @@ def test_options_that_say_nothing_are_refused(
     with pytest.raises(SystemExit, match="2"):
         run(monkeypatch, option, value)
     assert f"'{value}' is no" in capsys.readouterr().err
+
+
+def test_ages_and_sizes_are_read_and_written_as_people_do() -> None:
+    assert [duration(text) for text in ("2m", "1.5h", "30d", "1w")] == [120, 5400, 30 * DAY, 7 * DAY]
+    assert [byte_size(text) for text in ("10", "10kB", "1.5GiB")] == [10, 10_000, 3 << 29]
+    assert [age_text(0, now) for now in (119, 120, 7200, 2 * DAY)] == [
+        *("just now", "2 minutes ago", "2 hours ago", "2 days ago")
+    ]

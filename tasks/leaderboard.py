@@ -1,0 +1,90 @@
+"""Tasks: write down what a comparison of cells came to, and record it in MLflow. Never cached."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from prefect import task
+
+from mergeline.grid import folder_of
+from mergeline.plan import WITHOUT_EFFECT, Plan
+from mergeline.redaction import redact
+from mergeline.report.leaderboard import Leaderboard
+from tasks.changes import fingerprint_or_none
+from tasks.dashboard import show_table
+from tasks.store import publish, put_file
+
+TABLE, METRICS, CHART = "leaderboard.csv", "metrics.json", "leaderboard.png"
+
+
+@task(name="publish-leaderboard")
+def publish_leaderboard(plan: Plan, leaderboard: Leaderboard) -> list[Path]:
+    """The ranking as a table (CSV), as numbers that DVC reads (JSON), as a picture, and on Prefect's pages."""
+    from mergeline.report.chart import draw_leaderboard
+
+    folder, rows = folder_of(plan), leaderboard.table()
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files = {
+        TABLE: put_file(lambda draft: draft.write_text(redact(text.getvalue())), ".csv", "published"),
+        METRICS: put_file(
+            lambda draft: draft.write_text(redact(json.dumps(leaderboard.metrics(), indent=1)) + "\n"),
+            ".json",
+            "published",
+        ),
+        CHART: put_file(lambda draft: draw_leaderboard(leaderboard, draft), ".png", "chart"),
+    }
+    for name, ref in files.items():
+        publish(ref, folder / name)
+    show_table(plan.name, "leaderboard", rows, f"{plan.name}: {len(rows)} cells by {leaderboard.metric}, in %")
+    return [folder / name for name in files]
+
+
+def identity_of(plan: Plan, cells: Mapping[str, Plan]) -> str:
+    """The identity of the record of a comparison: the same for the same cells, data, checkpoints and code."""
+    said = {name: cell.model_dump_json(exclude=set(WITHOUT_EFFECT)) for name, cell in cells.items()}
+    parts = [plan.name, str(folder_of(plan)), said, fingerprint_or_none(plan)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+@task(name="begin-comparison")
+def begin_comparison(plan: Plan, identity: str) -> None:
+    """Open the run that the cells' own runs are parts of."""
+    from tasks.tracking import Tracker
+
+    if plan.tracking.enabled:
+        params = {"compare": plan.compare.model_dump(mode="json") if plan.compare else {}}
+        tags = {"mergeline.plan": plan.name}
+        Tracker(plan.tracking.experiment).record(
+            f"{plan.name} comparison", identity=identity, phase="begun", params=params, tags=tags
+        )
+
+
+@task(name="track-comparison")
+def record_comparison(plan: Plan, leaderboard: Leaderboard, files: list[Path], identity: str) -> str | None:
+    """Close that run: the leaderboard, and the scores of the best cell.
+
+    Returns its id in MLflow; None where nothing is recorded, or not yet.
+    """
+    from tasks.tracking import Tracker
+
+    if not plan.tracking.enabled:
+        return None
+    best = leaderboard.best
+    return Tracker(plan.tracking.experiment).record(
+        f"{plan.name} comparison",
+        identity=identity,
+        phase="ended",
+        metrics={"cells": len(leaderboard.rows), "best/mean": best.mean.value, "best/joint": best.joint.value}
+        | {"best/mean_standard_error": best.mean.standard_error, "best/joint_standard_error": best.joint.standard_error}
+        | {f"best/task/{task}": score.value for task, score in best.tasks.items()},
+        artifacts=files,
+        tags={"mergeline.best": leaderboard.rows[0].cell},
+    )

@@ -1,0 +1,137 @@
+"""The cells of a comparison: what each changes in the plan, how they are named, and what is wrong with them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergeline.errors import InputError
+from mergeline.grid import changed, folder_of, load_cells, on_split, read_grid
+from mergeline.plan_file import PlanError, load_plan
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def faults_of(compare: str, *overrides: str, grid: dict[str, list[object]] | None = None) -> list[str]:
+    with pytest.raises(PlanError) as error:
+        load_cells("params.yaml", [f"compare={compare}", *overrides], grid)
+    return [fault.removeprefix("params.yaml: ") for fault in error.value.faults]
+
+
+def test_every_named_cell_is_tried_with_every_combination_of_the_grid() -> None:
+    compare = "{cells: {weight: {align: {space: weight}}, none: {align: null}}, grid: {merge.keep_ratio: [0.1, 0.2]}}"
+    cells = load_cells("params.yaml", [f"compare={compare}"])
+    assert list(cells) == [
+        "weight, merge.keep_ratio=0.1",
+        "weight, merge.keep_ratio=0.2",
+        "none, merge.keep_ratio=0.1",
+        "none, merge.keep_ratio=0.2",
+    ]
+    assert [cell.align and cell.align.space for cell in cells.values()] == ["weight", "weight", None, None]
+    assert [cell.merge.options["keep_ratio"] for cell in cells.values()] == [0.1, 0.2, 0.1, 0.2]
+    assert len({cell.output for cell in cells.values()}) == 4
+    assert {cell.output.parent for cell in cells.values()} == {folder_of(load_plan("params.yaml"))}
+
+
+def test_a_cell_with_another_method_leaves_the_options_of_the_plans_own_behind() -> None:
+    compare = "{cells: {ties: {merge: {method: ties, scale: 2.0}}, own: {merge: {scale: 2.0}}}}"
+    cells = load_cells("params.yaml", ["merge.onto=first", f"compare={compare}"])
+    assert cells["ties"].merge.options == {"scale": 2.0}
+    assert cells["ties"].merge.onto == "first", "what all methods have is the plan's"
+    assert cells["own"].merge.options == {"variant": "pairwise", "keep_ratio": 0.3, "scale": 2.0}
+
+
+def test_a_grid_of_the_command_line_stands_in_place_of_the_plans() -> None:
+    wanted = ["compare={grid: {merge.scale: [1, 2]}}"]
+    assert list(load_cells("params.yaml", wanted)) == ["merge.scale=1", "merge.scale=2"]
+    assert list(load_cells("params.yaml", wanted, {"align.sweeps": [3]})) == ["align.sweeps=3"]
+
+
+def test_faults_of_all_cells_come_at_once_with_their_places() -> None:
+    compare = (
+        "{cells: {good: {merge: {scale: 2.0}}, weight zip: {align: {spce: weight}, merge: {method: tiess}}, "
+        "strong: {merge: {keep_ratio: 7}}}}"
+    )
+    first, second, third = faults_of(compare)
+    assert first.startswith("compare.cells.weight zip: align.spce: unknown key")
+    assert second.startswith("compare.cells.weight zip: merge.method: ") and "tiess" in second
+    assert third.startswith("compare.cells.strong: merge.keep_ratio: ")
+
+
+def test_a_value_of_the_grid_that_does_not_fit_is_named_with_its_cell() -> None:
+    (alone,) = faults_of("{grid: {merge.keep_ratio: [0.1, 7]}}")
+    assert alone.startswith("compare.grid (merge.keep_ratio=7): merge.keep_ratio: ")
+    (named,) = faults_of("{cells: {weight: {align: {space: weight}}}, grid: {merge.keep_ratio: [0.1, 7]}}")
+    assert named.startswith("compare.cells.weight (merge.keep_ratio=7): merge.keep_ratio: ")
+    (lost,) = faults_of("{grid: {'checkpoints[9].uri': [a]}}")
+    assert lost.startswith('compare.grid (checkpoints[9].uri="a"): ') and "'9' is not one of the 6 items" in lost
+
+
+@pytest.mark.parametrize(
+    ("compare", "override", "sentence"),
+    [
+        ("null", "name=x", "compare: there is nothing to compare"),
+        ("{grid: {merge.scale: [1, 1]}}", "name=x", "compare.grid.merge.scale: 1 is listed twice"),
+        ("{grid: {output: [a, b]}}", "name=x", "compare.grid.output: all cells have the same"),
+        ("{cells: {a: {tracking: {}}}}", "name=x", "compare.cells.a.tracking: all cells have the same"),
+        ("{grid: {merge.scale: [1, 2]}}", "tasks=[]", "compare: the plan has no tasks"),
+        ("{choose: {split: test}}", "name=x", "compare.choose.split: tasks[0], tasks[1], tasks[2], tasks[3] are"),
+        ("{choose: {split: tset}}", "name=x", "compare.choose.split: 'tset' is not a split of"),
+        ("{grid: {merge.scale: []}}", "name=x", "compare.grid.merge.scale: List should have at least 1 item"),
+        ("{cells: {a: 3}}", "name=x", "compare.cells.a: Input should be a valid dictionary"),
+    ],
+)
+def test_what_makes_no_comparison_is_refused(compare: str, override: str, sentence: str) -> None:
+    assert any(fault.startswith(sentence) for fault in faults_of(compare, override))
+
+
+@pytest.mark.parametrize("argument", ["merge.scale", "merge.scale=1", "merge.scale=[]", "=[1]", "merge.scale=[1"])
+def test_arguments_that_are_no_grid_are_refused(argument: str) -> None:
+    with pytest.raises(InputError, match=r"write it as section.field=\[value, value\]"):
+        read_grid([argument])
+    assert read_grid(["merge.scale=[1, 2.5]"]) == {"merge.scale": [1, 2.5]}
+
+
+def test_a_cell_on_another_split_is_the_same_but_for_its_data_and_its_place() -> None:
+    cell = load_cells("params.yaml", ["compare={grid: {merge.scale: [1]}}"])["merge.scale=1"]
+    other = on_split(cell, "validation")
+    assert {task.split for task in other.tasks} == {"validation"}
+    assert not other.tracking.enabled and other.output != cell.output
+    differing = {"tasks", "tracking", "output"}
+    assert other.model_dump(exclude=differing) == cell.model_dump(exclude=differing)
+
+
+SECTIONS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=8,
+)
+PLANS = st.dictionaries(st.sampled_from("abc"), SECTIONS, max_size=3)
+
+
+@given(PLANS, PLANS)
+def test_what_was_laid_over_a_plan_is_there_and_the_rest_is_untouched(plan, changes) -> None:
+    before = yaml.safe_dump(plan)
+    result = changed(plan, changes)
+    assert yaml.safe_dump(plan) == before
+    assert changed(result, changes) == result
+    for key in {*plan, *changes}:
+        if key not in changes:
+            assert result[key] == plan[key]
+        elif not (isinstance(changes[key], dict) and isinstance(plan.get(key), dict)):
+            assert result[key] == changes[key]
+
+
+@pytest.mark.parametrize(("path", "cells"), [("params/mudsc_table.yaml", 8), ("params/pcb_table.yaml", 25)])
+def test_the_shipped_comparisons_are_valid(path: str, cells: int) -> None:
+    found = load_cells(path)
+    assert len(found) == cells
+    methods = [cell.merge.method for cell in found.values()]
+    assert {methods.count(method) for method in {*methods} - {"average"}} <= {4}
