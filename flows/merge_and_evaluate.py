@@ -53,7 +53,8 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
     }
     measured = {name: row for name, row in rows.items() if plan.tasks}
     scores = {name: evaluate.submit(**job.evaluation(row, checkpoints, merged)) for name, row in measured.items()}
-    comparison = Comparison(plan=plan.name, rows=list(progress.results("evaluate", scores).values()))
+    rows_measured = list(progress.results("evaluate", scores).values())
+    comparison = Comparison(plan=plan.name, rows=rows_measured, specialists=plan.specialists)
     normalization = progress.results("normalise", statistics)
     model = (merged | progress.results("normalise", calibrated))[RESULT]
     programs = {kind: export_model.submit(**call) for kind, call in job.exports(model).items()}

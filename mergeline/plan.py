@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from mergeline.evaluation.score import MetricName
 from mergeline.redaction import redact, redact_path
 
 INITIAL = "initial"
@@ -165,12 +166,19 @@ class Task(_Section):
     """What a task model was trained for, and the data that measures it."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
-    checkpoint: str = Field(description="the task model that was trained for this task")
+    checkpoint: str | None = Field(
+        default=None,
+        description="the task model that was trained for this task; null: none was (out of domain), so it is measured "
+        "and shown apart, and counts in no mean",
+    )
     dataset: str
     split: str = "test"
     where: dict[str, str] = Field(default={}, description="keep the rows whose columns have these values")
     classes: list[Annotated[int, Field(ge=0)]] = Field(
         min_length=2, description="the answers that are possible in this task"
+    )
+    metric: MetricName = Field(
+        default="accuracy", description="share of right answers, mean recall of the classes, or mean F1 of the classes"
     )
 
     @property
@@ -371,6 +379,11 @@ class Plan(_Section):
         """Checkpoints to merge: those that are no bases."""
         bases = {base.name for base in self.bases}
         return [checkpoint for checkpoint in self.checkpoints if checkpoint.name not in bases]
+
+    @property
+    def specialists(self) -> dict[str, str]:
+        """Task -> the task model that was trained for it; tasks outside are not among them."""
+        return {task.name: task.checkpoint for task in self.tasks if task.checkpoint is not None}
 
     @property
     def from_start(self) -> bool:

@@ -10,7 +10,7 @@ from mergeline.errors import InputError, nearest
 from mergeline.merging import registry
 from mergeline.merging.patterns import pattern_faults
 from mergeline.plan import INITIAL, Merge
-from mergeline.plan_surroundings import address_faults, architecture_faults, column_faults, output_faults
+from mergeline.plan_surroundings import address_faults, architecture_faults, class_faults, column_faults, output_faults
 from mergeline.search.space import check_searchable
 
 RESERVED = (INITIAL, "merged", "ensemble", "average", "aligned-average", "unaligned-mean", "unaligned-first")
@@ -84,6 +84,8 @@ def _dataset_faults(raw: dict[str, Any]) -> Iterator[str]:
         yield from _split_faults("calibration", calibration, datasets, "calibration")
     for i, task in enumerate(_entries(raw, "tasks")):
         yield from _split_faults(f"tasks[{i}]", task, datasets, "test")
+        if isinstance(dataset := datasets.get(str(task.get("dataset"))), dict):
+            yield from class_faults(f"tasks[{i}]", task, dataset)
 
 
 def _split_faults(place: str, entry: dict[str, Any], datasets: dict[str, Any], default: str) -> Iterator[str]:
@@ -110,12 +112,20 @@ def _task_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iter
         if names.index(names[i]) != i:
             yield f"tasks[{i}].name: '{names[i]}' is taken already; names must differ"
         checkpoint = str(task.get("checkpoint"))
-        if "checkpoint" in task and checkpoint not in models:
+        if not _is_outside(task) and checkpoint not in models:
             hint = nearest(checkpoint, models, listed=True)
             yield f"tasks[{i}].checkpoint: no task model is called '{checkpoint}'{hint}"
         classes = task.get("classes")
         if isinstance(classes, list) and len(set(map(str, classes))) != len(classes):
             yield f"tasks[{i}].classes: a class is listed twice"
+
+    if tasks and all(map(_is_outside, tasks)):
+        yield "tasks: none names the checkpoint that was trained for it, so there is no mean to show; name one"
+
+
+def _is_outside(task: dict[str, Any]) -> bool:
+    """Whether no task model was trained for a task."""
+    return task.get("checkpoint") is None
 
 
 def _align_faults(raw: dict[str, Any]) -> Iterator[str]:
@@ -139,7 +149,8 @@ def _search_split_faults(place: str, split: Any, raw: dict[str, Any]) -> Iterato
     """A split to search on that has no labels or is not there, and one that measures the result."""
     datasets, tasks = raw.get("datasets"), _entries(raw, "tasks")
     if isinstance(datasets, dict):
-        faults = (_split_faults(place, {**task, "split": split}, datasets, str(split)) for task in tasks)
+        inside = (task for task in tasks if not _is_outside(task))
+        faults = (_split_faults(place, {**task, "split": split}, datasets, str(split)) for task in inside)
         yield from dict.fromkeys(fault for found in faults for fault in found)
     measured = [f"tasks[{i}]" for i, task in enumerate(tasks) if task.get("split", "test") == split]
     if measured:
@@ -210,7 +221,7 @@ def _evidence_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> 
     name = str(merge.get("method", "pcb")) if isinstance(merge, dict) else "pcb"
     if name not in registry.names() or registry.get(name).evidence is None:
         return
-    tasks, bases = _entries(raw, "tasks"), _base_names(checkpoints)
+    tasks, bases = [task for task in _entries(raw, "tasks") if not _is_outside(task)], _base_names(checkpoints)
     measured = {str(task.get("checkpoint")) for task in tasks}
     for i, model in enumerate(_names(checkpoints)):
         if model not in bases | measured:

@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 import pyarrow
 import pyarrow.parquet
+from safetensors import SafetensorError, safe_open
 
 from mergeline.checkpoints.files import SUFFIXES, checkpoint_files, is_index
 from mergeline.errors import InputError, nearest
@@ -69,6 +70,21 @@ def column_faults(place: str, entry: dict[str, Any], dataset: dict[str, Any], na
         values = sorted({str(v) for v in pyarrow.parquet.read_table(file, columns=[column])[column].to_pylist()})
         if str(value) not in values:
             yield f"{place}.where.{column}: no row of {file} has '{value}'{nearest(str(value), values, listed=True)}"
+
+
+def class_faults(place: str, task: dict[str, Any], dataset: dict[str, Any]) -> Iterator[str]:
+    """Classes of a task for which there is no prototype; a file that holds none is the run's to report."""
+    classes, file = task.get("classes"), Path(str(dataset.get("prototypes")))
+    if not file.is_file() or not isinstance(classes, list):
+        return
+    try:
+        with safe_open(file, "np") as opened:
+            count = opened.get_slice("prototypes").get_shape()[0]
+    except (OSError, SafetensorError):
+        return
+    outside = [number for number in classes if isinstance(number, int) and number >= count]
+    if outside:
+        yield f"{place}.classes: {outside[0]} is outside the range: {file} has the classes 0 to {count - 1}"
 
 
 def architecture_faults(architecture: Any) -> Iterator[str]:

@@ -8,23 +8,25 @@ and wrong together, so the true error is smaller: a difference may be missed, an
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import hypot, nan
 
 from mergeline.evaluation.score import Score
 from mergeline.plan import Promotion
-from mergeline.report.result import Comparison
+from mergeline.report.result import Comparison, own_scores
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of a model. own: each task's score by the model that was trained for it; data: what measured."""
+    """What is known of a model. own: each task's score by the model that was trained for it; data: what measured;
+    outside: tasks that no model was trained for, to which only a floor with their name applies."""
 
     tasks: Mapping[str, Score]
     mean: Score
     joint: Score
     own: Mapping[str, Score]
     data: str = ""
+    outside: Mapping[str, Score] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,8 @@ def measured(comparison: Comparison, specialists: Mapping[str, str], data: str =
     if not comparison.rows:
         nothing = Score(nan, nan, 0)
         return Measured({}, nothing, nothing, {}, data)
-    own: dict[str, Score] = {}
-    for task, checkpoint in specialists.items():
-        rows = (row for row in comparison.rows if row.name in (checkpoint, f"{checkpoint}-reset"))
-        found = [row.tasks[task] for row in rows if task in row.tasks]
-        if found:
-            own[task] = max(found, key=lambda score: score.value)
-    result = comparison.result
-    return Measured(result.tasks, result.mean, result.joint, own, data)
+    result, own = comparison.result, own_scores(comparison.rows, specialists)
+    return Measured(result.tasks, result.mean, result.joint, own, data, result.outside)
 
 
 def difference(one: Score, other: Score) -> tuple[float, float]:
@@ -75,10 +71,10 @@ def _floors(gates: Promotion, candidate: Measured) -> Iterator[Verdict]:
         if floor is None:
             continue
         gate = f"floor of {task}"
-        if task not in candidate.tasks:
+        score = candidate.tasks.get(task, candidate.outside.get(task))
+        if score is None:
             yield Verdict(gate, False, nan, f"{task} was not measured")
             continue
-        score = candidate.tasks[task]
         excess = score.value - floor
         yield Verdict(gate, excess >= 0, excess, f"{score} is {_by(excess)} the floor of {100 * floor:.1f}")
 

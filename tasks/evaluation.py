@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from mergeline.evaluation.score import Score
+from mergeline.errors import InputError
+from mergeline.evaluation.score import MetricName, Score
 from mergeline.report.result import RowScores
 from tasks.architecture import ArchitectureSpec
 from tasks.checkpoints import open_artifacts
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+class Question(BaseModel):
+    """What a task asks of a slice of data. outside: no model was trained for it, so it counts in no mean."""
+
+    model_config = ConfigDict(frozen=True)
+
+    classes: list[int]
+    metric: MetricName = "accuracy"
+    outside: bool = False
+
+
 class Domain(BaseModel):
     """One slice of the data: the examples that measure, the calibration inputs, and the tasks that look at it."""
 
@@ -28,7 +39,7 @@ class Domain(BaseModel):
     examples: DataSlice
     calibration: DataSlice
     prototypes: ArtifactRef
-    tasks: dict[str, list[int]]
+    tasks: dict[str, Question]
 
 
 @stage("evaluate")
@@ -70,28 +81,39 @@ def measure(
 ) -> RowScores:
     """The scores of modules in memory; calibration_batch: None leaves their normalisation statistics as they are."""
     examples = [domain.examples.load() for domain in domains]
-    from mergeline.evaluation.metrics import accuracy, ensemble_probabilities, mean_score
+    from mergeline.evaluation.metrics import accuracy, ensemble_probabilities, mean_score, score_by
 
     tasks: dict[str, Score] = {}
+    outside: dict[str, Score] = {}
     joint: list[Score] = []
     for domain, measured in zip(domains, examples, strict=True):
         measuring = modules
         if calibration_batch is not None:
             measuring = [calibrated(module, domain.calibration, calibration_batch) for module in modules]
-        logits = [_logits(module, domain, batch_size) for module in measuring]
-        labels = measured.labels
-        tasks |= {
-            task: accuracy(ensemble_probabilities(logits, among), labels, among) for task, among in domain.tasks.items()
-        }
-        joint.append(accuracy(ensemble_probabilities(logits, classes), labels, classes))
+        try:
+            logits = [_logits(module, domain, batch_size) for module in measuring]
+            for task, asked in domain.tasks.items():
+                probabilities = ensemble_probabilities(logits, asked.classes)
+                score = score_by(asked.metric, probabilities, measured.labels, asked.classes)
+                (outside if asked.outside else tasks)[task] = score
+        except InputError as fault:
+            raise InputError(f"{label}, measured on {', '.join(domain.tasks)}: {fault}") from fault
+        if not all(asked.outside for asked in domain.tasks.values()):
+            joint.append(accuracy(ensemble_probabilities(logits, classes), measured.labels, classes))
     return RowScores(
-        name=name, label=label, tasks=tasks, mean=mean_score(list(tasks.values())), joint=mean_score(joint)
+        name=name,
+        label=label,
+        tasks=tasks,
+        mean=mean_score(list(tasks.values())),
+        joint=mean_score(joint),
+        outside=outside,
     )
 
 
 def _logits(module: nn.Module, domain: Domain, batch_size: int) -> Tensor:
-    from mergeline.evaluation.metrics import predict_logits
+    from mergeline.evaluation.metrics import check_labels, predict_logits
     from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
 
-    embeddings = predict_logits(module, domain.examples.load().images, batch_size)
-    return prototype_logits(embeddings, load_prototypes(domain.prototypes.path).rows)
+    examples, prototypes = domain.examples.load(), load_prototypes(domain.prototypes.path).rows
+    check_labels(examples.labels, len(prototypes), f"{domain.prototypes.metadata.get('source')} has prototypes of")
+    return prototype_logits(predict_logits(module, examples.images, batch_size), prototypes)

@@ -14,7 +14,7 @@ from mergeline.report.result import RowScores
 from tasks.architecture import ArchitectureSpec, rule_version, specify
 from tasks.checkpoints import resolved, size_of
 from tasks.code_version import installed
-from tasks.evaluation import Domain
+from tasks.evaluation import Domain, Question
 from tasks.evidence import TaskData
 from tasks.inputs import DataSlice, take_prototypes, take_slice
 from tasks.merging import MergeInputs, evidence_of, merge_models
@@ -195,7 +195,7 @@ class Job:
         return {
             "architecture": self.architecture,
             "domains": domains,
-            "classes": sorted({number for task in self.plan.tasks for number in task.classes}),
+            "classes": sorted({number for task in self._inside for number in task.classes}),
             "calibration_batch": self._calibration_options.batch_size,
             "batch_size": self.plan.evaluation.batch_size,
         }
@@ -209,9 +209,14 @@ class Job:
         if plan.align and aligns(plan) and plan.align.balance_search:
             slices += [domain.examples for domain in self.domains_on(plan.align.balance_search.split)]
         if evidence_of(plan.merge):
-            slices += [self._task_data(task, plan.merge.evidence.split).examples for task in plan.tasks]
+            slices += [self._task_data(task, plan.merge.evidence.split).examples for task in self._inside]
         prototypes = {f"{domain.name} prototypes": domain.prototypes for domain in self.domains}
         return {str(piece.file.metadata["name"]): piece.file for piece in slices} | prototypes
+
+    @property
+    def _inside(self) -> list[Task]:
+        """The tasks that a model was trained for."""
+        return [task for task in self.plan.tasks if task.checkpoint is not None]
 
     @property
     def _calibration_options(self) -> Calibration:
@@ -242,10 +247,11 @@ class Job:
         return {balance: getattr(row, search.metric).value for balance, row in rows.items()}
 
     def domains_on(self, split: str | None = None) -> list[Domain]:
-        """The tasks by the slice of data that they look at, in the order of the plan; `split` in place of their own."""
+        """The tasks by the slice of data that they look at, in the order of the plan; `split` in place of their own:
+        that is for a search, to which tasks outside are of no use."""
         plan = self.plan
         slices: dict[str, list[Task]] = {}
-        for task in plan.tasks:
+        for task in plan.tasks if split is None else self._inside:
             slices.setdefault(repr((task.dataset, task.split, task.where)), []).append(task)
         firsts = [tasks[0] for tasks in slices.values()]
         shared = Counter(first.domain for first in firsts)
@@ -261,7 +267,10 @@ class Job:
                     examples=take_slice(dataset, split or first.split, first.where),
                     calibration=self._calibration(self._calibration_options.where | own),
                     prototypes=take_prototypes(dataset),
-                    tasks={task.name: task.classes for task in tasks},
+                    tasks={
+                        task.name: Question(classes=task.classes, metric=task.metric, outside=task.checkpoint is None)
+                        for task in tasks
+                    },
                 )
             )
         return domains

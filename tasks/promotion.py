@@ -166,7 +166,7 @@ def _scores(client: MlflowClient, plan: Plan, version: Any) -> Measured:
     """What the run of a version measured. InputError where its record is not there."""
     from mlflow.exceptions import MlflowException
 
-    specialists = {task.name: task.checkpoint for task in plan.tasks}
+    specialists = plan.specialists
     with tempfile.TemporaryDirectory(dir=state_directory(), prefix=".scores.") as folder:
         try:
             path = client.download_artifacts(version.run_id, "comparison.json", folder)

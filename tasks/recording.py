@@ -137,6 +137,13 @@ def scores(comparison: Comparison) -> dict[str, float]:
         metrics[f"{row.name}/mean"] = row.mean.value
         metrics[f"{row.name}/joint"] = row.joint.value
         metrics |= {f"{row.name}/task/{task}": score.value for task, score in row.tasks.items()}
+        metrics |= {f"{row.name}/outside/{task}": score.value for task, score in row.outside.items()}
+    for row_name, found in comparison.against_own.items():
+        places = {"": found.mean} | {f"/task/{name}": one for name, one in found.tasks.items()}
+        for place, one in places.items():
+            metrics[f"{row_name}/change{place}"] = one.change
+            if one.normalised is not None:
+                metrics[f"{row_name}/normalised{place}"] = one.normalised
     return metrics
 
 

@@ -1,5 +1,6 @@
 """The plan: what is accepted, and that everything wrong is said at once, with its place."""
 
+import json
 import re
 import subprocess
 import sys
@@ -273,3 +274,24 @@ def test_a_row_of_some_models_has_their_numbers():
     assert rows["team-base-b"].options_by_pattern == {"*": {"scales": [7, 8]}}
     plain = load_plan("params.yaml")
     assert {row.name: row.merge for row in comparison_rows(plain)}["team-base-b"] == plain.merge
+
+
+OUTSIDE = "{name: other, dataset: fashion, where: {domain: half}, classes: [0, 1]}"
+
+
+def test_tasks_outside_name_no_model_and_are_neither_searched_on_nor_weighed_by():
+    tasks = [task.model_dump() for task in load_plan("params.yaml").tasks]
+    outside = {"name": "other", "dataset": "fashion", "split": "validation", "classes": [0, 1], "metric": "f1"}
+    plan = load_plan(
+        "params.yaml",
+        [f"tasks={json.dumps([*tasks, outside])}", "align.balance_search={}", "merge={method: fisher}"],
+    )
+    assert plan.tasks[-1].checkpoint is None
+    assert list(plan.specialists) == [task["name"] for task in tasks]
+    for overrides, message in (
+        ([f"tasks=[{OUTSIDE}]"], "tasks: none names the checkpoint"),
+        (["tasks[0].metric=perplexity"], r"tasks\[0\].metric: .*perplexity"),
+        (["tasks[0].classes=[0, 10]"], r"tasks\[0\].classes: 10 is outside the range: .* has the classes 0 to 9"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            load_plan("params.yaml", overrides)

@@ -1,6 +1,7 @@
 """The gates of a promotion: examples with their numbers, and laws that hold for all scores."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -35,6 +36,13 @@ def test_a_floor_is_a_number_for_every_task_or_for_those_named():
     assert refused(Promotion(floor={"t0": 0.6}), model(0.5, 0.1)) == ["floor of t0"]
     assert refused(Promotion(floor={"other": 0.1}), model(0.5)) == ["floor of other"]
     assert refused(Promotion(floor=None), model(0.0)) == []
+
+
+def test_a_floor_by_name_holds_for_a_task_outside_and_one_for_all_does_not():
+    candidate = replace(model(0.9), outside={"other": score(0.2)})
+    assert refused(Promotion(floor={"other": 0.3}), candidate) == ["floor of other"]
+    assert refused(Promotion(floor={"other": 0.1}), candidate) == []
+    assert refused(Promotion(floor=0.5), candidate) == []
 
 
 def test_a_refusal_says_by_how_much():

@@ -73,11 +73,18 @@ def read_images(
         raise InputError(f"{file}: column {label_column!r} is not of type ClassLabel, so the classes have no names.")
     if not isinstance(table.features[image_column], datasets.Image):
         raise InputError(f"{file}: column {image_column!r} is not of type Image.")
+    values = table[label_column][:]
+    for i, value in enumerate(values):
+        if value is None or not 0 <= value < len(labels.names):
+            raise InputError(
+                f"{file}: row {i} of column {label_column!r} has the label {value}, outside the range of the "
+                f"{len(labels.names)} classes (0 to {len(labels.names) - 1})."
+            )
     # bytes and Pillow: half the time of decoding through the library
     encoded = table.cast_column(image_column, datasets.Image(decode=False))[image_column][:]
     pixels = _stack((_decode(image["bytes"], f"{file}, picture {i}") for i, image in enumerate(encoded)), str(file))
     images = torch.from_numpy(pixels).float().div_(255).sub_(mean).div_(std)
-    return LabelledImages(images, torch.tensor(table[label_column][:]), tuple(labels.names))
+    return LabelledImages(images, torch.tensor(values), tuple(labels.names))
 
 
 def _require(name: str, existing: Iterable[str], what: str) -> None:

@@ -1,14 +1,15 @@
 """How well a model tells classes apart, with the standard error that its number of pictures allows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_accuracy
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from mergeline.errors import InputError
-from mergeline.evaluation.score import Score
+from mergeline.evaluation.score import MetricName, Score
 
 
 def predict_logits(module: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
@@ -20,7 +21,26 @@ def predict_logits(module: nn.Module, images: Tensor, batch_size: int = 256) -> 
         raise InputError("predict_logits: the module is in training mode; call .eval() first.")
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     with torch.no_grad():
-        return torch.cat([module(batch.to(device)).float().cpu() for batch in images.split(batch_size)])
+        outputs = torch.cat([module(batch.to(device)).float().cpu() for batch in images.split(batch_size)])
+    return check_finite(outputs)
+
+
+def check_finite(outputs: Tensor) -> Tensor:
+    """The outputs [n, d] as they are. Raises InputError where one of them is NaN or infinite."""
+    bad = int((~outputs.isfinite()).any(dim=1).sum())
+    if bad:
+        raise InputError(
+            f"the outputs of the model are not finite for {bad} of {len(outputs)} examples; its weights diverged, or "
+            f"the merge made them too large (a smaller scale may help)"
+        )
+    return outputs
+
+
+def check_labels(labels: Tensor, count: int, having: str) -> None:
+    """Raises InputError where a label [n] is no place among `count` classes; having: what has so many classes."""
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
+        wrong = int(labels.max()) if int(labels.max()) >= count else int(labels.min())
+        raise InputError(f"the label {wrong} is outside the range of the classes: {having} {count}, 0 to {count - 1}")
 
 
 def accuracy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> Score:
@@ -30,14 +50,58 @@ def accuracy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = Non
     Ties go to the class named first. Standard error: that of a share, sqrt(p (1 - p) / n).
     Raises InputError where a class does not exist or no picture is left.
     """
+    predicted, true, _ = _answers(scores, labels, classes)
+    value = float(multiclass_accuracy(predicted, true, num_classes=scores.shape[1], average="micro"))
+    count = len(true)
+    return Score(value, sqrt(value * (1 - value) / count), count)
+
+
+def score_by(metric: MetricName, scores: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> Score:
+    """A classification metric; arguments and errors as of `accuracy`.
+
+    balanced_accuracy: mean recall over the classes that have examples; f1: mean F1 over the classes that are true or
+    predicted of some example. Their standard errors are those of a bootstrap of the examples.
+    """
+    if metric == "accuracy":
+        return accuracy(scores, labels, classes)
+    predicted, true, chosen = _answers(scores, labels, classes)
+    places = torch.full((scores.shape[1],), -1, dtype=torch.long)
+    places[chosen] = torch.arange(len(chosen))
+    counts = multiclass_confusion_matrix(places[predicted], places[true], num_classes=len(chosen))
+    rule = {"balanced_accuracy": _mean_recall, "f1": _mean_f1}[metric]
+    return Score(float(rule(counts.double())), _bootstrap_error(rule, counts), len(true))
+
+
+def _mean_recall(counts: Tensor) -> Tensor:
+    """counts: [..., true, predicted] float64 -> [...]."""
+    right, truly = counts.diagonal(dim1=-2, dim2=-1), counts.sum(dim=-1)
+    return (right / truly.clamp(min=1)).sum(dim=-1) / (truly > 0).sum(dim=-1)
+
+
+def _mean_f1(counts: Tensor) -> Tensor:
+    """counts: [..., true, predicted] float64 -> [...]; F1 = 2 right / (true + predicted)."""
+    right, asked = counts.diagonal(dim1=-2, dim2=-1), counts.sum(dim=-1) + counts.sum(dim=-2)
+    return (2 * right / asked.clamp(min=1)).sum(dim=-1) / (asked > 0).sum(dim=-1)
+
+
+def _bootstrap_error(rule: Callable[[Tensor], Tensor], counts: Tensor, draws: int = 1000) -> float:
+    """Standard deviation of the metric over samples of as many examples with replacement (Efron 1979), seed 0.
+
+    A metric of the confusion matrix [c, c] needs no examples: the matrix of a sample is multinomial.
+    """
+    table = counts.numpy()
+    shares = table.ravel() / table.sum()
+    samples = np.random.default_rng(0).multinomial(int(table.sum()), shares, size=draws)
+    return float(rule(torch.from_numpy(samples.reshape(draws, *table.shape)).double()).std(correction=1))
+
+
+def _answers(scores: Tensor, labels: Tensor, classes: Sequence[int] | None) -> tuple[Tensor, Tensor, list[int]]:
+    """Predicted and true classes [n] of the examples of the chosen classes, and these."""
     chosen = _chosen(classes, scores.shape[1])
     kept = torch.isin(labels, torch.tensor(chosen))
     if not kept.any():
         raise InputError(f"classes {chosen}: there is no picture of them.")
-    predicted = torch.tensor(chosen)[scores[kept][:, chosen].argmax(dim=1)]
-    value = float(multiclass_accuracy(predicted, labels[kept], num_classes=scores.shape[1], average="micro"))
-    count = int(kept.sum())
-    return Score(value, sqrt(value * (1 - value) / count), count)
+    return torch.tensor(chosen)[scores[kept][:, chosen].argmax(dim=1)], labels[kept], chosen
 
 
 def mean_score(scores: Sequence[Score]) -> Score:

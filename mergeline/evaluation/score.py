@@ -1,6 +1,10 @@
 """A measured accuracy with the standard error that its number of examples allows."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+MetricName = Literal["accuracy", "balanced_accuracy", "f1"]
+"""What a classification task may be measured by."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mergeline.checkpoints.licence import UNKNOWN
 from mergeline.checkpoints.transfer import shown
 from mergeline.plan import WITHOUT_EFFECT, Plan
 from mergeline.report.result import Comparison
-from mergeline.report.table import markdown_table
+from mergeline.report.table import markdown_table, own_table
 
 MARK = "<!-- Written by mergeline; the next run into this folder writes it again. -->"
 
@@ -182,7 +182,9 @@ def _method(plan: Plan) -> str:
 def _evaluation(comparison: Comparison) -> str:
     if not comparison.rows:
         return "Not evaluated: the plan has no tasks."
-    return f"Accuracy in percent ± its standard error over the test examples.\n\n{markdown_table(comparison)}"
+    text = f"Scores in percent ± their standard error over the test examples.\n\n{markdown_table(comparison)}"
+    own = own_table(comparison)
+    return f"{text}\n\nEach task beside the model that was trained for it:\n\n{own}" if own else text
 
 
 def _licence(facts: CardFacts) -> str:

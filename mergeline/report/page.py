@@ -11,7 +11,7 @@ from mergeline.comparison import RESULT
 from mergeline.merging import registry
 from mergeline.plan import Plan
 from mergeline.report.result import Comparison
-from mergeline.report.table import markdown_table
+from mergeline.report.table import markdown_table, own_table
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str) ->
 
 def _measured(plan: Plan, comparison: Comparison, chart: str) -> list[str]:
     picture = f"![accuracy of every row]({chart})"
-    return [_verdict(plan, comparison), picture, markdown_table(comparison), _reading(comparison)]
+    own = own_table(comparison)
+    beside = [own, _reading_own()] if own else []
+    return [_verdict(plan, comparison), picture, markdown_table(comparison), _reading(comparison), *beside]
 
 
 def _verdict(plan: Plan, comparison: Comparison) -> str:
@@ -68,6 +70,14 @@ def _reading(comparison: Comparison) -> str:
         "marked *reset* have their normalisation statistics measured on unlabelled calibration data of the domain at "
         "hand; other task models and bases are as they were trained. The standard errors are those of the test "
         "examples: they say nothing about other training seeds, which move such results by several points."
+    )
+
+
+def _reading_own() -> str:
+    return (
+        "Each task beside the model that was trained for it, the better of as trained and *reset*. *change*: points "
+        "of the score; *normalised*: the share of the own model's score that is kept, in percent. Standard errors as "
+        "of independent measurements; both models answered the same examples, so the true ones are mostly smaller."
     )
 
 

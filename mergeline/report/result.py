@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
 
 from mergeline.comparison import RESULT
 from mergeline.errors import InputError
+from mergeline.evaluation.relative import Relative, mean_relative, relative
 from mergeline.evaluation.score import Score
 
 
 class RowScores(BaseModel):
-    """The scores of one row: each task, their mean, and joint accuracy over the classes of all tasks."""
+    """The scores of one row: each task, their mean, and joint accuracy over the classes of all tasks.
+
+    outside: tasks that no model of the plan was trained for; they count in neither the mean nor joint accuracy.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -22,20 +27,55 @@ class RowScores(BaseModel):
     tasks: dict[str, Score]
     mean: Score
     joint: Score
+    outside: dict[str, Score] = {}
+
+
+class RelativeScores(BaseModel):
+    """One row beside the tasks' own models: each task that has one measured, and the mean over these."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tasks: dict[str, Relative]
+    mean: Relative
 
 
 class Comparison(BaseModel):
-    """All rows of a run; the last one is the merged model. None where there were no tasks to measure it on."""
+    """All rows of a run; the last one is the merged model. None where there were no tasks to measure it on.
+
+    specialists: task -> the checkpoint that was trained for it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     plan: str
     rows: list[RowScores]
+    specialists: dict[str, str] = {}
 
     @property
     def result(self) -> RowScores:
         """The row of the plan's own merge."""
         return next(row for row in self.rows if row.name == RESULT)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def own(self) -> dict[str, Score]:
+        """Each task's score by its own model, where that is a row."""
+        return own_scores(self.rows, self.specialists)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def against_own(self) -> dict[str, RelativeScores]:
+        """Every row beside the tasks' own models; nothing where none of these is a row."""
+        own = own_scores(self.rows, self.specialists)
+        found = {
+            row.name: {task: relative(score, own[task]) for task, score in row.tasks.items() if task in own}
+            for row in self.rows
+        }
+        return {
+            name: RelativeScores(tasks=tasks, mean=mean_relative(list(tasks.values())))
+            for name, tasks in found.items()
+            if tasks
+        }
 
     def metrics(self) -> dict[str, object]:
         """The scores of the result as plain numbers, for metrics.json."""
@@ -48,7 +88,35 @@ class Comparison(BaseModel):
             "joint": result.joint.value,
             "joint_standard_error": result.joint.standard_error,
             "tasks": {name: score.value for name, score in result.tasks.items()},
-        }
+        } | self._more_metrics()
+
+    def _more_metrics(self) -> dict[str, object]:
+        """What only some plans have: the tasks' own models, and tasks outside."""
+        more: dict[str, object] = {}
+        if found := self.against_own.get(RESULT):
+            more["change"] = found.mean.change
+            more["change_standard_error"] = found.mean.change_error
+            more["normalised"] = found.mean.normalised
+            more["normalised_standard_error"] = found.mean.normalised_error
+            more["tasks_change"] = {name: one.change for name, one in found.tasks.items()}
+            more["tasks_normalised"] = {name: one.normalised for name, one in found.tasks.items()}
+        if self.result.outside:
+            more["outside"] = {name: score.value for name, score in self.result.outside.items()}
+        return more
+
+
+def own_scores(rows: Sequence[RowScores], specialists: Mapping[str, str]) -> dict[str, Score]:
+    """Each task's score by the checkpoint that was trained for it, where that is a row.
+
+    It is the better one of that checkpoint as trained and with its normalisation statistics reset.
+    """
+    own: dict[str, Score] = {}
+    for task, checkpoint in specialists.items():
+        named = (row for row in rows if row.name in (checkpoint, f"{checkpoint}-reset"))
+        found = [row.tasks[task] for row in named if task in row.tasks]
+        if found:
+            own[task] = max(found, key=lambda score: score.value)
+    return own
 
 
 def read_comparison(path: Path) -> Comparison:

@@ -6,17 +6,20 @@ from rich import box
 from rich.table import Table
 
 from mergeline.comparison import RESULT
+from mergeline.evaluation.relative import Relative
 from mergeline.report.result import Comparison, RowScores
 
 
 def header(comparison: Comparison) -> list[str]:
     """Column titles."""
-    return ["method", *comparison.result.tasks, "mean of tasks", "joint"]
+    outside = [f"{task} (outside)" for task in comparison.result.outside]
+    return ["method", *comparison.result.tasks, "mean of tasks", "joint", *outside]
 
 
 def cells(row: RowScores) -> list[str]:
     """One row as text, in percent with standard errors."""
-    return [row.label, *(str(score) for score in row.tasks.values()), str(row.mean), str(row.joint)]
+    scores = (*row.tasks.values(), row.mean, row.joint, *row.outside.values())
+    return [row.label, *map(str, scores)]
 
 
 def terminal_table(comparison: Comparison) -> Table:
@@ -34,8 +37,34 @@ def terminal_table(comparison: Comparison) -> Table:
 
 def markdown_table(comparison: Comparison) -> str:
     """The table for a Markdown page."""
-    lines = [header(comparison), ["---", *(["--:"] * (len(header(comparison)) - 1))]]
+    lines = [header(comparison)]
     for row in comparison.rows:
         texts = cells(row)
         lines.append([f"**{text}**" for text in texts] if row.name == RESULT else texts)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(lines)
+
+
+def own_table(comparison: Comparison) -> str:
+    """The result beside each task's own model, in Markdown; empty where no own model was measured."""
+    found = comparison.against_own.get(RESULT)
+    if found is None:
+        return ""
+    lines = [["task", comparison.result.label, "own model", "change", "normalised"]]
+    for task, one in found.tasks.items():
+        lines.append([task, str(comparison.result.tasks[task]), str(comparison.own[task]), *_relative(one)])
+    lines.append([f"**{text}**" if text else "" for text in ("mean", "", "", *_relative(found.mean))])
+    return _markdown(lines)
+
+
+def _relative(found: Relative) -> list[str]:
+    """The change in percentage points, and the share of the own model's score in percent."""
+    change = f"{100 * found.change:+.1f} ± {100 * found.change_error:.1f}"
+    if found.normalised is None or found.normalised_error is None:
+        return [change, "none"]
+    return [change, f"{100 * found.normalised:.1f} ± {100 * found.normalised_error:.1f}"]
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    """A table whose first line is its head; numbers stand at the right."""
+    rule = ["---", *(["--:"] * (len(lines[0]) - 1))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -97,3 +98,14 @@ def test_broken_pictures_and_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a" / "test.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match=r"test.parquet: not a Parquet file"):
         load_images(tmp_path / "a", "test")
+
+
+def test_an_empty_split_and_a_label_outside_the_classes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"test.parquet: no rows"):
+        load_images(write(tmp_path / "empty", []), "test")
+    one_class = datasets.Features(FEATURES | {"label": datasets.ClassLabel(names=["cat"])})
+    folder = write(tmp_path / "labels", [png(np.zeros((2, 2), np.uint8))] * 2)
+    table = pyarrow.parquet.read_table(folder / "test.parquet")
+    pyarrow.parquet.write_table(table.replace_schema_metadata(one_class.arrow_schema.metadata), folder / "test.parquet")
+    with pytest.raises(InputError, match=r"row 1 of column 'label' has the label 1, outside the range of the 1 class"):
+        load_images(folder, "test")

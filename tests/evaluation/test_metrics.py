@@ -1,14 +1,26 @@
 """Scores of hand-made cases."""
 
+import warnings
 from dataclasses import astuple
 from math import sqrt
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import nn
 
 from mergeline.errors import InputError
-from mergeline.evaluation.metrics import Score, accuracy, ensemble_probabilities, mean_score, predict_logits
+from mergeline.evaluation.metrics import (
+    Score,
+    accuracy,
+    check_labels,
+    ensemble_probabilities,
+    mean_score,
+    predict_logits,
+    score_by,
+)
 
 SCORES = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
 LABELS = torch.tensor([0, 1, 2, 1])
@@ -63,3 +75,45 @@ def test_batches_do_not_change_the_outputs_and_training_mode_is_refused() -> Non
     torch.testing.assert_close(outputs, module(images).detach())
     with pytest.raises(InputError, match="training mode"):
         predict_logits(module.train(), images)
+
+
+def test_outputs_that_are_not_finite_are_counted() -> None:
+    module = nn.Linear(2, 2).eval()
+    images = torch.tensor([[0.0, 1.0], [float("inf"), 0.0], [float("nan"), 0.0]])
+    with pytest.raises(InputError, match="not finite for 2 of 3 examples"):
+        predict_logits(module, images)
+
+
+@pytest.mark.parametrize(("labels", "wrong"), [([0, 3], 3), ([-1, 2], -1)])
+def test_a_label_outside_the_classes_is_named(labels: list[int], wrong: int) -> None:
+    with pytest.raises(InputError, match=f"the label {wrong} is outside the range.*the file has 3, 0 to 2"):
+        check_labels(torch.tensor(labels), 3, "the file has")
+    check_labels(torch.tensor([0, 2]), 3, "the file has")
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
+def test_balanced_accuracy_and_f1_are_those_of_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    true, predicted = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    scores, labels = torch.eye(4)[torch.tensor(predicted)], torch.tensor(true)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that are predicted and never true
+        balanced, f1 = balanced_accuracy_score(true, predicted), f1_score(true, predicted, average="macro")
+    assert score_by("balanced_accuracy", scores, labels).value == pytest.approx(balanced)
+    assert score_by("f1", scores, labels).value == pytest.approx(f1)
+    assert score_by("accuracy", scores, labels) == accuracy(scores, labels)
+
+
+def test_the_bootstrap_gives_the_error_of_a_share_and_the_same_one_each_time() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(400) % 2  # as many of each class: balanced accuracy is accuracy
+    scores = torch.eye(2)[torch.where(torch.rand(400) < 0.8, labels, 1 - labels)]
+    score = score_by("balanced_accuracy", scores, labels)
+    assert score.value == pytest.approx(accuracy(scores, labels).value)
+    assert score.standard_error == pytest.approx(accuracy(scores, labels).standard_error, rel=0.1)
+    assert score == score_by("balanced_accuracy", scores, labels)
+    assert score.count == 400
+
+
+def test_a_metric_is_among_the_classes_of_its_task() -> None:
+    assert score_by("f1", SCORES, LABELS, [1, 2]).value == pytest.approx(2 / 3)
+    assert score_by("balanced_accuracy", SCORES, LABELS, [1, 2]).value == pytest.approx(0.75)

@@ -12,7 +12,8 @@ from mergeline.plan_file import load_plan
 from mergeline.report.chart import draw_chart
 from mergeline.report.page import Facts, report_page
 from mergeline.report.result import Comparison, RowScores, read_comparison
-from mergeline.report.table import markdown_table, terminal_table
+from mergeline.report.table import markdown_table, own_table, terminal_table
+from tasks.recording import scores
 
 
 def row(name, label, mean, joint):
@@ -81,3 +82,39 @@ def test_a_comparison_survives_its_file_and_a_broken_one_is_named(comparison, tm
     path.write_text("{}")
     with pytest.raises(InputError, match="is not a comparison"):
         read_comparison(path)
+
+
+def with_own(comparison):
+    """The same rows, with the better of two measurements of one own model, and a task outside."""
+    own = [row("a-clean-02478", "a", 0.5, 0.3), row("a-clean-02478-reset", "a, reset", 0.8, 0.3)]
+    outside = {"other": Score(0.25, 0.01, 100)}
+    rows = [one.model_copy(update={"outside": outside}) for one in (*own, comparison.result)]
+    return Comparison(plan="two-teams", rows=rows, specialists={"clean-02478": "a-clean-02478", "half-12679": "gone"})
+
+
+def test_the_result_stands_beside_the_better_measurement_of_each_tasks_own_model(comparison, tmp_path):
+    both = with_own(comparison)
+    assert both.own == {"clean-02478": Score(0.8, 0.01, 500)}
+    lines = own_table(both).splitlines()
+    assert lines[2] == "| clean-02478 | 75.1 ± 1.0 | 80.0 ± 1.0 | -4.9 ± 1.4 | 93.9 ± 1.7 |"
+    assert lines[3].startswith("| **mean** |  |  | **-4.9 ± 1.4** |")
+    assert both.against_own["a-clean-02478"].mean.change == pytest.approx(-0.3)
+    metrics = both.metrics()
+    assert metrics["change"] == pytest.approx(-0.0488)
+    assert metrics["tasks_normalised"] == {"clean-02478": pytest.approx(0.939)}
+    path = tmp_path / "comparison.json"
+    path.write_text(both.model_dump_json())
+    assert read_comparison(path) == both
+    assert '"against_own"' in path.read_text()
+    assert own_table(comparison) == "" and "change" not in comparison.metrics()
+
+
+def test_tasks_outside_have_columns_of_their_own(comparison):
+    both = with_own(comparison)
+    head, _, first, *_ = markdown_table(both).splitlines()
+    assert head.endswith("| mean of tasks | joint | other (outside) |")
+    assert first.endswith("| 25.0 ± 1.0 |")
+    assert both.metrics()["outside"] == {"other": 0.25}
+    assert scores(both)["merged/outside/other"] == 0.25
+    assert scores(both)["merged/change/task/clean-02478"] == scores(both)["merged/change"] == pytest.approx(-0.0488)
+    assert scores(both)["merged/normalised"] == pytest.approx(0.939)

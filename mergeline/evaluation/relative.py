@@ -1,0 +1,46 @@
+"""A score beside that of the task's own model: how far it is off, and which share of it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import hypot, sqrt
+
+from mergeline.evaluation.score import Score
+
+
+@dataclass(frozen=True)
+class Relative:
+    """change: score - own, in [-1, 1]; normalised: score / own, None where the own model has nothing right.
+
+    The standard errors are those of independent estimates (Miller 2024, arXiv:2411.00640, section 4.1; for the ratio
+    the delta method). Both models answered the same examples, so the true errors are mostly smaller.
+    """
+
+    change: float
+    change_error: float
+    normalised: float | None
+    normalised_error: float | None
+
+
+def relative(score: Score, own: Score) -> Relative:
+    """A score beside the own model's: s_d = sqrt(s_a^2 + s_b^2), s_r = sqrt(s_a^2 + (r s_b)^2) / b for r = a / b."""
+    change, error = score.value - own.value, hypot(score.standard_error, own.standard_error)
+    if own.value == 0:
+        return Relative(change, error, None, None)
+    ratio = score.value / own.value
+    return Relative(change, error, ratio, hypot(score.standard_error, ratio * own.standard_error) / own.value)
+
+
+def mean_relative(found: Sequence[Relative]) -> Relative:
+    """Mean over independent tasks, each of the same weight; no normalised mean where one task has none."""
+    change, error = _mean([one.change for one in found], [one.change_error for one in found])
+    ratios = [(one.normalised, one.normalised_error) for one in found]
+    known = [(value, off) for value, off in ratios if value is not None and off is not None]
+    if len(known) < len(found):
+        return Relative(change, error, None, None)
+    return Relative(change, error, *_mean([value for value, _ in known], [off for _, off in known]))
+
+
+def _mean(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
+    return sum(values) / len(values), sqrt(sum(error**2 for error in errors)) / len(values)

@@ -1,0 +1,64 @@
+"""What a row of the table comes to: tasks with their metrics, tasks outside, models that put out nonsense."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mergeline.errors import InputError
+from mergeline.plan_file import load_plan
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def job(state, monkeypatch):
+    """The shipped plan with one task by F1, and one that no model was trained for."""
+    from tasks.job import Job
+
+    monkeypatch.chdir(ROOT)
+    shipped = [task.model_dump() for task in load_plan("params.yaml").tasks[:2]]
+    shipped[0]["metric"] = "f1"
+    outside = {"name": "other", "dataset": "fashion", "split": "validation", "classes": [0, 9]}
+    return Job(load_plan("params.yaml", [f"tasks={json.dumps([*shipped, outside])}"]))
+
+
+def row_of(job, module, domains=None):
+    from tasks.evaluation import measure
+
+    asked = job.measuring(job.domains if domains is None else domains)
+    return measure([module], asked["domains"], asked["classes"], None, 250, name="base-a", label="base-a")
+
+
+@pytest.fixture
+def module(job):
+    from mergeline.checkpoints.readers import open_checkpoint
+
+    return job.architecture.load(open_checkpoint(ROOT / "data/zoo/base-a.safetensors"))
+
+
+def test_a_task_outside_is_measured_and_counts_in_no_mean_no_joint_score_and_no_search(job, module):
+    row = row_of(job, module)
+    assert list(row.tasks) == ["clean-02478", "clean-13569"]
+    assert list(row.outside) == ["other"]
+    assert row.outside["other"].count > 0
+    inside = row_of(job, module, job.domains[:1])
+    assert (row.mean, row.joint, row.tasks) == (inside.mean, inside.joint, inside.tasks)
+    assert [list(domain.tasks) for domain in job.domains_on("validation")] == [list(row.tasks)]
+
+
+def test_each_task_is_measured_by_its_own_metric(job, module):
+    f1, accuracy = row_of(job, module).tasks.values()
+    questions = {name: asked.model_copy(update={"metric": "accuracy"}) for name, asked in job.domains[0].tasks.items()}
+    again = row_of(job, module, [job.domains[0].model_copy(update={"tasks": questions})])
+    assert again.tasks["clean-13569"] == accuracy
+    assert again.tasks["clean-02478"] != f1
+
+
+def test_outputs_that_are_not_finite_name_the_model_and_its_tasks(job, module):
+    with torch.no_grad():
+        next(module.parameters()).fill_(float("nan"))
+    message = r"base-a, measured on clean-02478, clean-13569: the outputs of the model are not finite for \d+ of"
+    with pytest.raises(InputError, match=message):
+        row_of(job, module)
