@@ -63,7 +63,7 @@ def test_the_readme_has_the_two_commands_first():
 
 def test_make_merge_shows_the_result_and_leaves_the_clone_as_it_was(clone, merged):
     assert "aligned, PCB" in merged
-    for link in ("report   data/merged/report.md", "MLflow   http://", "Prefect  http://"):
+    for link in ("report   data/merged/report.html", "MLflow   http://", "Prefect  http://"):
         assert link in merged
     assert clone("git status --porcelain") == "", "dvc.lock and metrics.json must be those of the last commit"
 
