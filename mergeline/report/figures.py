@@ -98,6 +98,7 @@ def coefficient_histogram(winners: Winners, models: Sequence[str]) -> Picture:
                 np.maximum(counts, 0.5), edges, baseline=None, color=colour, ls=style, lw=1.4, label=_plain(name)
             )
         axes.set_yscale("log")
+        axes.set_ylim(bottom=0.7)  # an empty bin lies below
         axes.set_xlim(0, 1)
         axes.set_xlabel("coefficient")
         axes.set_ylabel("parameters")

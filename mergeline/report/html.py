@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -95,11 +96,17 @@ def report_html(plan: Plan, comparison: Comparison, findings: Findings) -> str:
         winners=_shares(winners, models) if winners else None,
         counted=winners,
         figures=[_shown(f"figure-{number}", picture) for number, picture in enumerate(findings.pictures)],
-        plan_text=plan_text(plan),
+        plan_text=_compact(plan),
         facts=findings.facts,
         lineage=findings.lineage,
         run=findings.run,
     )
+
+
+def _compact(plan: Plan) -> str:
+    """The plan as YAML with short lists in one line."""
+    fields = yaml.safe_load(plan_text(plan))
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
 
 
 def _template() -> Any:
