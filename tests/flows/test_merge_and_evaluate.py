@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -216,7 +217,7 @@ def test_units_can_be_zipped_with_the_similarities_at_hand(mudsc, project):
     assert rows["merged"].label == "zipped, averaged"
     assert rows["merged"].mean.value > rows["average"].mean.value + 0.1
     assert (project / "zip" / "alignment" / "zips.safetensors").is_file()
-    # anew: the alignment, its merge and evaluation, two normalisations, the chart, the maps; no activations, no similarities
+    # anew: the alignment, its merge and evaluation, two normalisations, the chart, the maps; no similarities
     assert computed(outcome) == 7
 
 
