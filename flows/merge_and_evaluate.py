@@ -17,9 +17,11 @@ from tasks.evaluation import evaluate
 from tasks.evidence import collector
 from tasks.exporting import export_model
 from tasks.families import represent_family
+from tasks.findings import Aligned, count_winners, map_similarity
 from tasks.job import Job
 from tasks.merging import (
     MergeInputs,
+    competes,
     given_up_where_at_fault,
     has_statistics,
     merge_models,
@@ -42,7 +44,8 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
     job, progress = Job(plan), Progress(plan)
     sources = {spec.name: download_checkpoint.submit(**job.source(spec)) for spec in plan.checkpoints}
     checkpoints = progress.results("download", sources)
-    alignment = align_families(job, plan.align, checkpoints, progress) if plan.align and aligns(plan) else None
+    aligned = align_families(job, plan.align, checkpoints, progress) if plan.align and aligns(plan) else None
+    alignment = aligned.alignment if aligned else None
 
     rows = {row.name: row for row in comparison_rows(plan)}
     merges = {name: job.merge_inputs(row, checkpoints, alignment) for name, row in rows.items() if row.kind == "merge"}
@@ -58,6 +61,9 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
     normalization = progress.results("normalise", statistics)
     model = (merged | progress.results("normalise", calibrated))[RESULT]
     programs = {kind: export_model.submit(**call) for kind, call in job.exports(model).items()}
+    seen = {"maps": map_similarity.submit(**aligned.mapped(plan.align))} if aligned and plan.align else {}
+    if competes(plan.merge) and RESULT in coefficients:
+        seen["winners"] = count_winners.submit(**job.competition(rows[RESULT], merges[RESULT], coefficients[RESULT]))
     made = Made(
         checkpoints=checkpoints,
         datasets=job.datasets,
@@ -66,6 +72,7 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
         model=model,
         normalization=normalization,
         exports=progress.results("export", programs),
+        findings=progress.results("report", seen),
     )
     drawn = put_json(comparison.model_dump(mode="json"), "comparison")
     charts = {"chart": draw_comparison.submit(drawn)} if comparison.rows else {}
@@ -113,7 +120,7 @@ def measure_models(
     return {name: inputs.model_copy(update={"evidence": evidence[name]}) for name, inputs in merges.items()}
 
 
-def align_families(job: Job, options: Align, checkpoints: dict[str, ArtifactRef], progress: Progress) -> ArtifactRef:
+def align_families(job: Job, options: Align, checkpoints: dict[str, ArtifactRef], progress: Progress) -> Aligned:
     """Activations and weights of one model per family, their similarities, and the permutations that follow."""
     members = job.representatives(checkpoints).items()
     names = {name: represent_family.submit(name, models, **job.calibration_inputs) for name, models in members}
@@ -131,8 +138,11 @@ def align_families(job: Job, options: Align, checkpoints: dict[str, ArtifactRef]
     results = progress.results("align", stages | solved)
     alignments = {balance: results[balance] for balance in solved}
     if options.balance_search is None:
-        return alignments[str(options.balance)]
-    return search_balance(job, options.balance_search, alignments, checkpoints, progress)
+        chosen = alignments[str(options.balance)]
+    else:
+        chosen = search_balance(job, options.balance_search, alignments, checkpoints, progress)
+    found = {"weights": results["weights"], "activations": results["responses"]}
+    return Aligned(alignment=chosen, families=families, **found)
 
 
 def search_balance(

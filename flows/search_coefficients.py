@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from flows.command_line import quiet_prefect
 from flows.merge_and_evaluate import align_families
 from mergeline.errors import InputError
-from mergeline.plan import Plan, Search
+from mergeline.plan import Align, Plan, Search
 from mergeline.redaction import redact
 from mergeline.search.space import search_space
 from tasks.checkpoints import download_checkpoint
@@ -22,6 +21,7 @@ from tasks.progress import Progress
 from tasks.runners import plan_flow
 from tasks.search import Candidates, make_trial, open_study, trials_to_make
 from tasks.search_record import SearchOutcome, SearchRecord, publish_best
+from tasks.store import ArtifactRef
 
 
 @plan_flow("search-coefficients")
@@ -31,7 +31,10 @@ def search_coefficients(plan: Plan, folder: Path) -> SearchOutcome:
     space, job, progress = search_space(plan, search), Job(plan), Progress()
     sources = {spec.name: download_checkpoint.submit(**job.source(spec)) for spec in plan.checkpoints}
     checkpoints = progress.results("download", sources)
-    align = partial(align_families, job, checkpoints=checkpoints, progress=progress)
+
+    def align(options: Align) -> ArtifactRef:
+        return align_families(job, options, checkpoints, progress).alignment
+
     candidates = Candidates(job, search, checkpoints, align)
     own = candidates.scores({})
     with open_study(plan, search, space, candidates.identity) as study:

@@ -45,7 +45,8 @@ def show(folder: Path) -> None:
     else:
         console.print(f"{comparison.plan}: merged into {folder}; no tasks, so nothing was measured", soft_wrap=True)
     links = json.loads(links_file(folder).read_text()) if links_file(folder).is_file() else {}
-    for name, link in ({"report": str(folder / "report.md")} | links).items():
+    report = next((folder / name for name in ("report.html", "report.md") if (folder / name).is_file()), folder)
+    for name, link in ({"report": str(report)} | links).items():
         console.print(f"  {name:<8} {link}", soft_wrap=True)
     if any(PREFECT_UI in link or MLFLOW_UI in link for link in links.values()):
         console.print("  (`make ui` starts the pages of MLflow and Prefect)")

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from mergeline.comparison import comparison_rows
 from mergeline.redaction import redact
-from tasks.merging import has_statistics
+from tasks.merging import competes, has_statistics
 
 if TYPE_CHECKING:
     from mergeline.plan import Plan
@@ -50,8 +50,9 @@ def show_outcome(plan: Plan, outcome: Outcome) -> Outcome:
     from prefect.artifacts import create_link_artifact
 
     with _never_mind("the result"):
-        report = (plan.output / "report.md").resolve()
-        create_link_artifact(report.as_uri(), str(report), key=artifact_key(plan.name, "report"))
+        for name, what in (("report.html", "page"), ("report.md", "report")):
+            report = (plan.output / name).resolve()
+            create_link_artifact(report.as_uri(), str(report), key=artifact_key(plan.name, what))
         if page := pages(outcome.recorded).get("MLflow"):
             create_link_artifact(page, "the run in MLflow", key=artifact_key(plan.name, "mlflow"))
         if outcome.comparison.rows:
@@ -120,7 +121,8 @@ def expected_stages(plan: Plan) -> int:
     merges = [row for row in rows if row.kind == "merge"]
     aligning = 5 + len(plan.families) if any(row.aligned for row in merges) else 0
     measuring = len(rows) + len({task.domain for task in plan.tasks}) + 1 if plan.tasks else 0
-    return len(plan.checkpoints) + aligning + measuring + sum(1 + has_statistics(row.merge) for row in merges)
+    shown = any(row.aligned for row in merges) + competes(plan.merge)
+    return len(plan.checkpoints) + aligning + measuring + shown + sum(1 + has_statistics(row.merge) for row in merges)
 
 
 @contextmanager

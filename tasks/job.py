@@ -153,6 +153,11 @@ class Job:
         options |= {name: value for name, value in grouping.items() if value}
         return {"inputs": inputs, "method": row.merge.method, "options": options}
 
+    def competition(self, row: Row, inputs: MergeInputs, coefficients: ArtifactRef) -> dict[str, Any]:
+        """Arguments of the count of who won the parameters of a row."""
+        counted = self.statistics(row, inputs)
+        return {"inputs": inputs, "coefficients": coefficients, "options": counted["options"]}
+
     def exports(self, model: ArtifactRef) -> dict[str, dict[str, Any]]:
         """Arguments of the export of the result, by kind. What is installed counts: what was missing may be there."""
         if not self.plan.export:

@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from tasks.publishing import Made
 
 # Packages whose version may change a byte of what is published. onnx and onnxscript only where ONNX is exported.
-COMPUTING = ("torch", "numpy", "scipy", "safetensors", "datasets", "pyarrow", "pillow", "torchmetrics", "matplotlib")
+COMPUTING = (
+    "torch",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "datasets",
+    "pyarrow",
+    "pillow",
+    "torchmetrics",
+    "matplotlib",
+    "jinja2",
+)
 EXPORTING = ("onnx", "onnxscript")
 # The stages of the main job; the modules they import come with them.
 STAGES = (

@@ -104,6 +104,11 @@ def has_statistics(merge: Merge) -> bool:
     return get(merge.method).statistics is not None
 
 
+def competes(merge: Merge) -> bool:
+    """Whether the statistics are those of a competition, whose winners can be counted."""
+    return merge.method == "pcb"
+
+
 @contextmanager
 def _one_of_few() -> Iterator[None]:
     """One thread's arithmetic, in as many ranges at once as there are processors: each holds a chunk of every model."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from pydantic import BaseModel, ConfigDict
@@ -26,13 +26,19 @@ from tasks.locks import exclusive
 from tasks.permutations import BALANCE_SEARCH
 from tasks.store import ArtifactRef, file_digests, publish, publish_files, put_directory, put_file, read_json
 
+if TYPE_CHECKING:
+    from mergeline.report.html import RunRecord
+
 MODEL, CHART, CONFIG, CARD = "model.safetensors", "chart.png", "config.json", "README.md"
+REPORT = "report.html"
 OTHER_CARD = "MODEL_CARD.md"
 """Where the model card goes in a folder whose README.md somebody else wrote."""
 
 
 class Made(BaseModel):
-    """The artifacts of a run that are published; `normalization` has the merged model once per domain."""
+    """The artifacts of a run that are published; `normalization` has the merged model once per domain, `findings` what
+    the report alone shows: "maps" of similarities, "winners" of the competition.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -43,6 +49,7 @@ class Made(BaseModel):
     model: ArtifactRef
     normalization: dict[str, ArtifactRef]
     exports: dict[str, Exported] = {}
+    findings: dict[str, ArtifactRef] = {}
 
 
 @task(name="publish")
@@ -86,6 +93,7 @@ def _publish(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef 
     if chart:
         publish(chart, output / CHART)
     _write_text(output / "report.md", report_page(plan, comparison, facts(made), CHART))
+    _write_text(output / REPORT, html_report(plan, made, comparison, known))
     card = CardFacts(
         digests=known["checkpoints"],
         licences={entry["name"]: entry["licence"] for entry in known["inputs"] if entry["kind"] == "checkpoint"},
@@ -109,7 +117,7 @@ def published_beside(plan: Plan, *, measured: bool) -> list[str]:
     """What is published beside the files of the model, folders with a slash at the end."""
     names = ["alignment/", "coefficients/"] + ["normalization/", CHART] * measured
     names += [CONFIG, "exports/"] if plan.architecture else []
-    return [*names, "comparison.json", "metrics.json", "lineage.json", "report.md", CARD]
+    return [*names, "comparison.json", "metrics.json", "lineage.json", "report.md", REPORT, CARD]
 
 
 def card_path(output: Path) -> Path:
@@ -204,6 +212,25 @@ def facts(made: Made) -> Facts:
         balances=_balances(made.alignment) if made.alignment else {},
         coefficients=read_json(made.coefficients) if made.coefficients else {},  # type: ignore[arg-type]
     )
+
+
+def html_report(
+    plan: Plan, made: Made, comparison: Comparison, known: Mapping[str, Any], run: RunRecord | None = None
+) -> str:
+    """The page that people look at. known: the lineage. run: what the copy kept with the run says beside the result."""
+    from mergeline.balancing.winners import Winners
+    from mergeline.report.html import Findings, report_html
+    from mergeline.report.similarity_maps import SimilarityMap
+
+    found: dict[str, Any] = {name: read_json(ref) for name, ref in made.findings.items()}
+    findings = Findings(
+        facts=facts(made),
+        lineage=known,
+        maps=[SimilarityMap.model_validate(values) for values in found.get("maps", [])],
+        winners=Winners.model_validate(found["winners"]) if "winners" in found else None,
+        run=run,
+    )
+    return report_html(plan, comparison, findings)
 
 
 def _balances(alignment: ArtifactRef) -> dict[str, Any]:

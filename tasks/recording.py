@@ -8,19 +8,24 @@ import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from pydantic import BaseModel, ConfigDict
 
 from mergeline.plan import Plan
 from mergeline.plan_surroundings import is_registered
+from mergeline.redaction import redact
 from mergeline.report.result import Comparison
 from tasks._env import state_directory
+from tasks.lineage import lineage
 from tasks.measuring import forget, stage_metrics
 from tasks.progress import StageCount
-from tasks.publishing import Made, facts, published_files
+from tasks.publishing import MODEL, REPORT, Made, facts, html_report, published_files
 from tasks.registered_model import published_apart, registration, write_model
+
+if TYPE_CHECKING:
+    from mergeline.report.html import StageTiming
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +82,8 @@ def record_run(
     identified = nullcontext(_within(part, plan, made)) if part else interrupted_or_new(_work(plan, made))
     with identified as record, aside as folder:
         model = _registered(plan, made, Path(folder))
+        page = _page_of_run(plan, made, comparison, took, tags, Path(folder))
+        files = [page if path.name == page.name else path for path in files]
         run = tracker.record(
             part.name if part else plan.name,
             identity=record,
@@ -103,6 +110,44 @@ def _tags(plan: Plan, made: Made, stages: StageCount, identity: str) -> dict[str
         if is_registered(source := str(ref.metadata.get("source", ""))):
             tags[f"checkpoint.{name}.version"] = source
     return tags
+
+
+def _page_of_run(
+    plan: Plan, made: Made, comparison: Comparison, took: dict[str, float], tags: dict[str, str], aside: Path
+) -> Path:
+    """The report with what is true of this run alone, which the published one must not say: its bytes are versioned."""
+    from mergeline.report.html import RunRecord
+    from tasks.versioning import COMMIT, DIRTY, MACHINE
+
+    commit = tags.get(COMMIT, "none: not in a git repository")
+    shown = {
+        "ended": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "commit": f"{commit}, with changes since" if tags.get(DIRTY) == "true" else commit,
+        "stages": tags["mergeline.stages"],
+        "flow run": tags["prefect.flow_run"],
+        **{name: tags[MACHINE + name] for name in ("python", "platform", "processor") if MACHINE + name in tags},
+    }
+    page = aside / REPORT
+    run = RunRecord(facts=shown, timings=_timings(took))
+    page.write_text(redact(html_report(plan, made, comparison, lineage(plan, made, MODEL), run)), encoding="utf-8")
+    return page
+
+
+def _timings(took: dict[str, float]) -> list[StageTiming]:
+    """The metrics of the stages, stage by stage, what took longest first."""
+    from mergeline.report.html import StageTiming
+
+    stages = [name.partition("/")[2] for name in took if name.startswith("runs/")]
+    found = [
+        StageTiming(
+            stage=stage,
+            runs=int(took[f"runs/{stage}"]),
+            cached=int(took[f"cached/{stage}"]),
+            **{kind: took.get(f"{kind}/{stage}", 0.0) for kind in ("seconds", "cpu_seconds", "peak_megabytes")},
+        )
+        for stage in stages
+    ]
+    return sorted(found, key=lambda timing: (-timing.seconds, timing.stage))
 
 
 def _registered(plan: Plan, made: Made, aside: Path) -> Path | None:

@@ -63,7 +63,7 @@ def test_the_readme_has_the_two_commands_first():
 
 def test_make_merge_shows_the_result_and_leaves_the_clone_as_it_was(clone, merged):
     assert "aligned, PCB" in merged
-    for link in ("report   data/merged/report.md", "MLflow   http://", "Prefect  http://"):
+    for link in ("report   data/merged/report.html", "MLflow   http://", "Prefect  http://"):
         assert link in merged
     assert clone("git status --porcelain") == "", "dvc.lock and metrics.json must be those of the last commit"
 
@@ -77,7 +77,7 @@ def test_make_merge_again_does_nothing(clone, merged):
 
 
 def test_a_run_of_the_flow_itself_comes_from_the_cache_and_says_so(clone, merged):
-    assert "all 47 stages came from the cache" in clone("python -m flows.merge_and_evaluate")
+    assert "all 49 stages came from the cache" in clone("python -m flows.merge_and_evaluate")
 
 
 @pytest.mark.parametrize("command", commands()[2:])

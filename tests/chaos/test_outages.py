@@ -62,4 +62,4 @@ def test_records_are_delivered_when_mlflow_is_back(kitchen, unbroken, tmp_path):
         assert Counter(run.info.status for run in found) == {"FINISHED": 3}
         assert len({run.data.tags["mergeline.record"] for run in found}) == 3
         files = [{file.path for file in MlflowClient(uri).list_artifacts(run.info.run_id)} for run in found]
-        assert files[0] == files[1] == files[2] >= {"model.safetensors", "report.md"}
+        assert files[0] == files[1] == files[2] >= {"model.safetensors", "report.md", "report.html"}

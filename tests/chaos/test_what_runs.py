@@ -17,8 +17,8 @@ pytestmark = pytest.mark.flow
 
 MEASURED = {"reset-normalization": 1, "measure-normalization": 2, "evaluate": 1, "draw-chart": 1}
 MERGED = {"merge": 1} | MEASURED
-WEIGHED = {"merge-statistics": 1} | MERGED
-ALIGNED = {"solve-permutations": 1} | WEIGHED
+WEIGHED = {"merge-statistics": 1, "count-winners": 1} | MERGED
+ALIGNED = {"solve-permutations": 1, "map-similarity": 1} | WEIGHED
 RESPONSES = {"collect-activations": 1, "activation-similarity": 1}
 CALIBRATED = {"represent-family": 2, "weight-similarity": 1} | RESPONSES | ALIGNED
 EVERYTHING = {"download-checkpoint": 4, "prove-symmetry": 1} | CALIBRATED
@@ -37,10 +37,10 @@ FIELDS = {
 }
 SOURCES = {  # where a stage makes the same again, what comes after it stays cached
     "mergeline.alignment.solve": {"solve-permutations": 1},
-    "mergeline.balancing.pcb": {"merge-statistics": 1, "merge": 1},
+    "mergeline.balancing.pcb": {"merge-statistics": 1, "count-winners": 1, "merge": 1},
     "mergeline.report.chart": {"draw-chart": 1},
     "mergeline.checkpoints.readers": {stage: n for stage, n in EVERYTHING.items() if stage != "draw-chart"},
-    "tasks.permutations": {"solve-permutations": 1},
+    "tasks.permutations": {"solve-permutations": 1, "map-similarity": 1},
     "tasks.policy": {},
     "flows.merge_and_evaluate": {},
 }

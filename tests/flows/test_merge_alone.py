@@ -168,5 +168,5 @@ def test_shipped_checkpoints_as_a_single_file(project, tmp_path):
     run(plan_for(project / "file", path=write_plan(tmp_path, checkpoints, {"method": "task_arithmetic"})))
     assert set(published(project / "file")) == {
         *("model.safetensors", "alignment/alignment.json", "coefficients/coefficients.json"),
-        *("comparison.json", "metrics.json", "report.md", "README.md"),
+        *("comparison.json", "metrics.json", "report.md", "report.html", "README.md"),
     }

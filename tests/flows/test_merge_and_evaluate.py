@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -17,7 +18,7 @@ from tests.flows.runs import all_task_runs, computed, plan_for, published
 STAGES = {
     *("download-checkpoint", "prove-symmetry", "represent-family", "collect-activations", "activation-similarity"),
     *("weight-similarity", "solve-permutations", "merge-statistics", "merge", "evaluate", "reset-normalization"),
-    *("measure-normalization", "draw-chart", "publish", "track"),
+    *("measure-normalization", "draw-chart", "map-similarity", "count-winners", "publish", "track"),
 }
 
 pytestmark = pytest.mark.flow
@@ -64,7 +65,7 @@ def test_everything_is_published(first):
         *("model.safetensors", "normalization/clean.safetensors", "normalization/half.safetensors"),
         *("alignment/alignment.json", "alignment/permutations.safetensors", "alignment/symmetry.yaml"),
         *("coefficients/coefficients.json", "comparison.json", "metrics.json", "report.md", "chart.png"),
-        *("README.md", "config.json", "exports/exports.json"),
+        *("report.html", "README.md", "config.json", "exports/exports.json"),
     }
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["mean"] == outcome.comparison.result.mean.value
@@ -131,8 +132,19 @@ def test_the_run_is_recorded(first):
         run.data.tags["checkpoint.base-a"] == json.loads((output / "lineage.json").read_text())["checkpoints"]["base-a"]
     )
     assert {entry.dataset.name for entry in run.inputs.dataset_inputs} >= {"data/datasets/fashion_mnist/test"}
+    page = Path(client.download_artifacts(run.info.run_id, "report.html")).read_text()
+    assert "<h2>This run</h2>" in page and outcome.recorded.flow_run in page and "solve-permutations" in page
+    assert "<h2>This run</h2>" not in (output / "report.html").read_text()  # its bytes are versioned
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert {"model.safetensors", "report.md", "chart.png", "lineage.json", "metrics.json", "alignment"} <= names
+    assert {
+        "model.safetensors",
+        "report.md",
+        "report.html",
+        "chart.png",
+        "lineage.json",
+        "metrics.json",
+        "alignment",
+    } <= names
     assert run.info.status == "FINISHED"
 
 
@@ -141,7 +153,7 @@ def test_again_everything_comes_from_the_cache_with_the_same_bytes(first):
     before = published(output)
     again = merge_and_evaluate(plan_for(output))
     assert again.stages.total == again.stages.cached == outcome.stages.total
-    assert "all 47 stages came from the cache" in str(again.stages)
+    assert "all 49 stages came from the cache" in str(again.stages)
     assert again.comparison == outcome.comparison
     assert published(output) == before
 
@@ -150,8 +162,8 @@ def test_an_option_reruns_what_reads_it_and_nothing_else(first, project):
     outcome, _ = first
     other = merge_and_evaluate(plan_for(project / "other", "merge.keep_ratio=0.2"))
     # anew: coefficients of four rows (two unaligned rows share theirs), five merges and evaluations, three
-    # normalisations of the published model, and the chart
-    assert other.stages.total - other.stages.cached == 4 + 5 + 5 + 3 + 1
+    # normalisations of the published model, the chart and the winners
+    assert other.stages.total - other.stages.cached == 4 + 5 + 5 + 3 + 1 + 1
     assert other.comparison.result != outcome.comparison.result
     rows = zip(other.comparison.rows, outcome.comparison.rows, strict=True)
     changed = [row.name for row, before in rows if row != before]
@@ -205,8 +217,8 @@ def test_units_can_be_zipped_with_the_similarities_at_hand(mudsc, project):
     assert rows["merged"].label == "zipped, averaged"
     assert rows["merged"].mean.value > rows["average"].mean.value + 0.1
     assert (project / "zip" / "alignment" / "zips.safetensors").is_file()
-    # anew: the alignment, its merge and evaluation, two normalisations, the chart; no activations, no similarities
-    assert computed(outcome) == 6
+    # anew: the alignment, its merge and evaluation, two normalisations, the chart, the maps; no similarities
+    assert computed(outcome) == 7
 
 
 def test_the_balance_can_be_searched_on_other_data(mudsc, project):
@@ -215,9 +227,9 @@ def test_the_balance_can_be_searched_on_other_data(mudsc, project):
     record = json.loads((project / "search" / "alignment" / "balance_search.json").read_text())
     assert set(record["tried"]) == {"0.2", "0.5", "0.8"}
     assert record["tried"][str(record["balance"])] == max(record["tried"].values())
-    # anew: two of the alignments, three merges and evaluations on other data, the choice and its merge; and where it is
-    # another balance than 0.5, its evaluation on the test data, two normalisations and the chart
-    assert computed(outcome) == 2 + 3 + 3 + 1 + 1 + (4 if record["balance"] != 0.5 else 0)
+    # anew: two of the alignments, three merges and evaluations on other data, the choice, its merge and its maps; and
+    # where it is another balance than 0.5, its evaluation on the test data, two normalisations and the chart
+    assert computed(outcome) == 2 + 3 + 3 + 1 + 1 + 1 + (4 if record["balance"] != 0.5 else 0)
     assert "**Balance search** by mean accuracy on `calibration`" in (project / "search" / "report.md").read_text()
     again = merge_and_evaluate(
         plan_for(project / "one", f"align.balance={record['balance']}", path="params/mudsc.yaml")

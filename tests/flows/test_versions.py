@@ -109,8 +109,8 @@ def test_the_stage_makes_what_the_project_says_and_leaves_git_clean(project, mad
     assert {*locked(project)} == {
         f"{PUBLISHED}/{name}"
         for name in (
-            *("model.safetensors", "config.json", "README.md", "lineage.json", "report.md", "chart.png"),
-            *("comparison.json", "metrics.json", "normalization", "alignment", "coefficients", "exports"),
+            *("model.safetensors", "config.json", "README.md", "lineage.json", "report.md", "report.html"),
+            *("chart.png", "comparison.json", "metrics.json", "normalization", "alignment", "coefficients", "exports"),
         )
     }
     assert git(project, "status", "--porcelain") == ""

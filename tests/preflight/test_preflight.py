@@ -242,7 +242,10 @@ def test_the_command_prints_all_of_it_and_fails_where_the_plan_cannot_work(folde
     said = capsys.readouterr().out
     assert said.startswith("trial: 2 task models, 1 base, 0 tasks\n")
     assert "model.safetensors (1 of weights" in said
-    assert "alignment/, coefficients/, comparison.json, metrics.json, lineage.json, report.md, README.md" in said
+    assert (
+        "alignment/, coefficients/, comparison.json, metrics.json, lineage.json, report.md, report.html, README.md"
+        in said
+    )
     save_file(state(3, norm=(7,)), "two.safetensors")
     assert run(None) == 2
     said = capsys.readouterr()

@@ -53,7 +53,7 @@ def test_a_server_that_is_lost_is_asked_once(monkeypatch: pytest.MonkeyPatch, ca
 
 
 def test_the_number_of_stages_is_about_right() -> None:
-    assert abs(expected_stages(load_plan("params.yaml")) - 47) <= 3
+    assert abs(expected_stages(load_plan("params.yaml")) - 49) <= 3
 
 
 def test_keys_are_what_prefect_takes() -> None:

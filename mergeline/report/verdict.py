@@ -1,0 +1,103 @@
+"""Is the merged model good enough? It is compared with what one could have used in its place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from mergeline.comparison import RESULT
+from mergeline.evaluation.score import Score
+from mergeline.plan import Plan
+from mergeline.report.result import Comparison, RowScores
+
+Standing = Literal["above", "about the same", "below"]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the result is compared with, on the mean of the tasks. difference: result - other, with standard error."""
+
+    what: str
+    score: Score
+    difference: float
+    standard_error: float
+
+    @property
+    def standing(self) -> Standing:
+        """Two standard errors decide; they take both scores as independent, which is cautious on the same examples."""
+        if abs(self.difference) <= 2 * self.standard_error:
+            return "about the same"
+        return "above" if self.difference > 0 else "below"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """headline: the answer in one sentence. beside: what it rests on. above: labels of all rows that score higher."""
+
+    headline: str
+    standing: Standing | None
+    beside: tuple[Beside, ...]
+    above: tuple[str, ...]
+
+
+def verdict(plan: Plan, comparison: Comparison) -> Verdict:
+    """Compare with the task models each on its own task, the ensemble and the best average. Needs measured rows."""
+    result = comparison.result.mean
+    found = {kind: _beside(what, score, result) for kind, what, score in _others(plan, comparison)}
+    above = tuple(row.label for row in comparison.rows if row.name != RESULT and row.mean.value > result.value)
+    headline, standing = _headline({kind: other.standing for kind, other in found.items()})
+    return Verdict(headline, standing, tuple(found.values()), above)
+
+
+def _headline(standings: dict[str, Standing]) -> tuple[str, Standing | None]:
+    average, models, ensemble = (standings.get(kind) for kind in ("average", "models", "ensemble"))
+    if average == "below":
+        return "Not good enough: averaging the same models scores higher.", "below"
+    if average == "about the same" and models != "above":
+        return "Not good enough: no better than averaging the same models.", "below"
+    if models == "below":
+        gain = "Better than averaging, but worse" if average else "Worse"
+        return f"{gain} than its own task models, each on its own task.", "below"
+    if models is not None:
+        how = "As good as" if models == "about the same" else "Better than"
+        more = "; the ensemble of all of them is still ahead" if ensemble == "below" else ""
+        return f"{how} its own task models, each on its own task{more}.", models
+    if ensemble is not None:
+        words = {"below": "Worse than", "above": "Better than", "about the same": "As good as"}
+        return f"{words[ensemble]} the ensemble of its task models.", ensemble
+    if average is not None:
+        return "Better than averaging the same models.", "above"
+    return "Not compared: the plan measured nothing beside the merged model.", None
+
+
+def _others(plan: Plan, comparison: Comparison) -> Iterator[tuple[str, str, Score]]:
+    rows = {row.name: row for row in comparison.rows}
+    own = [_own(plan, rows, suffix) for suffix in ("", "-reset")]
+    if scores := [score for score in own if score is not None]:
+        yield "models", "its task models, each on its own task", max(scores, key=lambda score: score.value)
+    if "ensemble" in rows:
+        yield "ensemble", rows["ensemble"].label, rows["ensemble"].mean
+    if averages := [rows[name] for name in ("average", "aligned-average") if name in rows]:
+        best = max(averages, key=lambda row: row.mean.value)
+        yield "average", best.label, best.mean
+
+
+def _own(plan: Plan, rows: dict[str, RowScores], suffix: str) -> Score | None:
+    """Mean over the tasks of what the model that was trained for each scores on it; None where one is not measured."""
+    scores = []
+    for task in plan.tasks:
+        row = rows.get(f"{task.checkpoint}{suffix}")
+        if row is None or task.name not in row.tasks:
+            return None
+        scores.append(row.tasks[task.name])
+    if not scores:
+        return None
+    error = math.sqrt(sum(score.standard_error**2 for score in scores)) / len(scores)
+    return Score(sum(score.value for score in scores) / len(scores), error, sum(score.count for score in scores))
+
+
+def _beside(what: str, score: Score, result: Score) -> Beside:
+    error = math.hypot(score.standard_error, result.standard_error)
+    return Beside(what, score, result.value - score.value, error)
