@@ -20,4 +20,8 @@ RUN useradd --create-home mergeline && mkdir /state && chown -R mergeline /state
 USER mergeline
 VOLUME /state
 
+# The image has no repository: what it was built from becomes a tag of its runs. Last, so that layers are reused.
+ARG MERGELINE_COMMIT=""
+ENV MERGELINE_COMMIT=$MERGELINE_COMMIT
+
 CMD ["python", "-m", "prefect", "worker", "start", "--pool", "merges", "--type", "process", "--limit", "1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -17,11 +18,18 @@ T = TypeVar("T")
 def main() -> int:
     """Exit status 0; 2 for options that say nothing."""
     options = _parser().parse_args()
+    import tasks.logs  # noqa: F401  it masks secrets in what is logged
     from tasks.eviction import entries, evict, size_text
+    from tasks.registered_weights import needed
+
+    logging.basicConfig(format="%(message)s")
 
     if options.older_than is not None or options.keep is not None:
-        gone = evict(older_than=options.older_than, keep=options.keep)
+        spared = needed()
+        gone = evict(older_than=options.older_than, keep=options.keep, spared=spared)
         print(f"removed {_count(len(gone))}, {size_text(sum(entry.size for entry in gone))}")
+        for artifact, versions in spared.items():
+            print(f"kept, however old: {artifact[:12]}, the weights of {', '.join(versions)}")
     _report(entries())
     return 0
 
@@ -77,7 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m flows.clean_cache",
         description="Say what the cache holds; with an option, remove some of it first. What a running flow uses "
-        "stays, and what was removed is computed again where a run needs it.",
+        "stays, and what was removed is computed again where a run needs it. "
+        "Weights that a registered version has nowhere else stay, too.",
     )
 
     parser.add_argument(

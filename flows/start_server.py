@@ -26,6 +26,7 @@ def mend_scheduler() -> None:
     from sqlalchemy import inspect
     from sqlalchemy.ext.hybrid import hybrid_property
 
+    # A pin sqlalchemy<2.1 resolves with all other pins (to 2.0.58); this mends both, whatever is installed.
     if not hasattr(hybrid_property, "bulk_dml"):
         return
     for table in (FlowRun, TaskRun):

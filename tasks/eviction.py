@@ -1,6 +1,7 @@
 """What lies in the content store and beside it, and what of it may go: by age, or the least recently used first.
 
-Nothing that was used since the first of the running processes came is taken (`tasks/usage.py`). The records of an
+Nothing that was used since the first of the running processes came is taken (`tasks/usage.py`), and no weights that a
+registered version has nowhere else (`tasks/registered_weights.py`). The records of an
 artifact go before it does, so that no record names what is not there; and it goes in one rename.
 """
 
@@ -13,13 +14,14 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from tasks.policy import records_directory
+from tasks.registered_weights import needed
 from tasks.store import store_directory, sweep
 from tasks.usage import evicting, in_use_since, use_note
 
@@ -50,17 +52,23 @@ def entries() -> list[Entry]:
     return sorted(found, key=lambda entry: (entry.used, str(entry.path)))
 
 
-def evict(*, older_than: float | None = None, keep: int | None = None) -> list[Entry]:
-    """Remove what was not used for `older_than` seconds, then what is too much for `keep` bytes; returns what went."""
+def evict(
+    *, older_than: float | None = None, keep: int | None = None, spared: Collection[str] | None = None
+) -> list[Entry]:
+    """Remove what was not used for `older_than` seconds, then what is too much for `keep` bytes; returns what went.
+
+    spared: names of artifacts that stay, whatever is asked for; by default what registered versions need.
+    """
     if (store_directory() / "tmp").is_dir():
         sweep(store_directory() / "tmp")
     found = entries()
     now, total = time.time(), sum(entry.size for entry in found)
     named = _records_by_artifact()
+    spared = needed() if spared is None else spared
     gone: dict[Path, Entry] = {}
     for entry in found:
         old = older_than is not None and now - entry.used >= older_than
-        if entry.path not in gone and (old or (keep is not None and total > keep)):
+        if entry.path not in gone and entry.path.name not in spared and (old or (keep is not None and total > keep)):
             removed = _remove(entry, named[entry.digest])
             gone |= {piece.path: piece for piece in removed}
             total -= sum(piece.size for piece in removed)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mergeline.checkpoints.files import SUFFIXES, choose_weights, digest_of_files, is_index
+from mergeline.checkpoints.files import digest_of_files, is_index
 from mergeline.errors import InputError
 from mergeline.plan import BESIDE
 from tasks._env import tool_settings
@@ -41,7 +41,7 @@ def _bring(entry: Mapping[str, Any], project: Path, clone: Path) -> Iterator[str
         return  # is downloaded, and its digest compared, by the run
     files = entry.get("files") or {"": entry["sha256"]}
     for name, sha256 in files.items():
-        relative = _folder_of(source, project, clone) / name if name else _file_of(entry, source, project, clone)
+        relative = _folder_of(source, project, clone) / name if name else Path(source)
         found = {place: _sha256(place / relative) for place in (clone, project)}
         if found[clone] == sha256:
             continue
@@ -62,22 +62,11 @@ def _kept(entry: Mapping[str, Any], name: str, sha256: str) -> Path | None:
     return next((place for place in places if place is not None and _sha256(place) == sha256), None)
 
 
-def _file_of(entry: Mapping[str, Any], source: str, project: Path, clone: Path) -> Path:
-    """The one file of an input, which the folder that it is alone in may name."""
-    path, kept = Path(source), held(entry["sha256"])
-    for place in (clone, project):
-        if entry["kind"] == "checkpoint" and (place / path).is_dir():
-            return path / choose_weights([file.name for file in (place / path).iterdir()], source)
-    was_folder = entry["kind"] == "checkpoint" and not path.suffix and kept is not None
-    return path / f"model{kept.suffix}" if was_folder and kept else path
-
-
 def _folder_of(source: str, project: Path, clone: Path) -> Path:
     """The folder of a checkpoint of many files, which its folder or a file in it may name."""
     path = Path(source)
-    if any((place / path).is_dir() for place in (project, clone)):
-        return path
-    return path.parent if is_index(path.name) or path.suffix in SUFFIXES else path
+    is_file = is_index(path.name) or any((place / path).is_file() for place in (project, clone))
+    return path.parent if is_file else path
 
 
 def _sha256(path: Path) -> str | None:

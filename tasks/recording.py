@@ -98,7 +98,7 @@ def record_run(
             artifacts=[*(path for path in files if path.name not in published_apart(made)), model] if model else files,
             datasets=[DatasetUse(name=name, sha256=ref.sha256, source=name) for name, ref in made.datasets.items()],
             tags=tags,
-            registration=registration(plan, made, run_tags=tags, ended=time.time()) if model else None,
+            registration=registration(plan, made, run_tags=tags, ended=time.time(), largest=LARGEST) if model else None,
         )
     return Recorded(flow_run=identity, mlflow_run=run, mlflow_page=tracker.page(run) if run else None)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mergeline.plan import Architecture, Plan
 from tasks.job import Job
 from tasks.publishing import MODEL, Made
+from tasks.registered_weights import is_copied, tags_of
 from tasks.registry import DATA, ENDED, FOLDER, SHA256
 from tasks.store import file_digests
 from tasks.tracking import Registration
@@ -32,12 +33,18 @@ VERSION_TAGS = (PLAN, CODE, COMMIT, DIRTY, MD5, "mergeline.plan", "prefect.flow_
 """What the tags of a run that its registered version has, too, begin with."""
 
 
-def registration(plan: Plan, made: Made, *, run_tags: Mapping[str, str], ended: float) -> Registration | None:
-    """The model to register, and the tags of its version; None where the plan registers nothing."""
+def registration(
+    plan: Plan, made: Made, *, run_tags: Mapping[str, str], ended: float, largest: int
+) -> Registration | None:
+    """The model to register, and the tags of its version; None where the plan registers nothing.
+
+    largest: as of `write_model`; where a file was not copied, the version says where it lies.
+    """
     if plan.registry is None:
         return None
     shared = {name: value for name, value in run_tags.items() if name.startswith(VERSION_TAGS)}
     own = {SHA256: checkpoint_digest(made), ENDED: repr(ended), DATA: data_digest(plan, made)}
+    own |= {} if is_copied(made.model, largest) else tags_of(made.model, plan)
     return Registration(model=plan.registry.model, tags=shared | own)
 
 

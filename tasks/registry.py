@@ -23,6 +23,7 @@ from mergeline.errors import InputError
 from mergeline.plan_surroundings import REGISTERED
 from mergeline.redaction import redact
 from tasks.policy import worth_a_retry
+from tasks.registered_weights import STORED, find_weights
 from tasks.tracking import Registration, connect
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ SHA256 = "mergeline.sha256"  # tag of a version: the digest of the merged checkp
 
 
 class RegisteredVersion(BaseModel):
-    """What an address of the registry stands for now. sha256: of the checkpoint, where the version says so."""
+    """What an address of the registry stands for now. sha256: of the checkpoint, where the version says so.
+
+    tags: of the version.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,6 +50,7 @@ class RegisteredVersion(BaseModel):
     identity: str
     source: str
     sha256: str | None = None
+    tags: dict[str, str] = {}
 
 
 # --- registering -----------------------------------------------------------------------------------------------------
@@ -123,18 +128,33 @@ def locate(uri: str) -> RegisteredVersion:
             identity=f"models:/{name}/{found.version} {found.creation_timestamp} {source}",  # numbers may come again
             source=source,
             sha256=found.tags.get(SHA256),
+            tags=found.tags,
         )
+
+
+def versions_with(tag: str, value: str) -> list[str]:
+    """The addresses of all versions, of whatever model, that have a tag of this value."""
+    client, token = connect(), None
+    found: list[str] = []
+    while True:
+        page = client.search_model_versions(f"tags.`{tag}` = '{value}'", page_token=token)
+        found += [f"models:/{version.name}/{version.version}" for version in page]
+        if not (token := page.token):
+            return sorted(found)
 
 
 def fetch_model(uri: str, folder: Path, max_bytes: int) -> tuple[Path, str | None]:
     """Copy the checkpoint of a registered model, or of a run's artifact, from MLflow into a folder.
 
-    Returns its path, and its digest where the version says which one it has. Errors as of `locate`; InputError, too,
-    for what holds no checkpoint or is larger than max_bytes.
+    One that was too large for MLflow is found where it lies instead. Returns its path, and its digest where the version
+    says which one it has. Errors as of `locate`; InputError, too, for what holds no checkpoint or is larger than
+    max_bytes.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     found = locate(uri)
+    if STORED in found.tags:
+        return find_weights(uri, found.tags), found.sha256
     with told(uri):
         repository, files = _artifacts(found)
         place, chosen = _checkpoint(files, uri)

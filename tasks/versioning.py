@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +24,8 @@ from mergeline.plan import Plan
 from tasks._env import project_root
 from tasks.code_version import installed
 from tasks.lineage import COMPUTING, EXPORTING, code_digest
+
+log = logging.getLogger(__name__)
 
 COMMIT = "mlflow.source.git.commit"  # where MLflow's pages look for it
 DIRTY, CHANGES = "mergeline.dirty", "mergeline.changes"
@@ -37,13 +41,25 @@ def version_tags(plan: Plan, model: str, published: Iterable[Path]) -> dict[str,
     dvc.lock names them), packages with their builds, and the machine. model: its sha256."""
     root = project_root()
     tags = {PLAN: plan_digest(plan.model_dump(mode="json")), CODE: code_digest(plan), MODEL: model}
-    if commit := head(root):
-        changed = changes(root, besides=[plan.output, root / "dvc.lock"])
-        tags |= {COMMIT: commit, DIRTY: str(bool(changed)).lower()}
-        tags |= {CHANGES: " ".join(changed)[:_TAG_LENGTH]} if changed else {}
+    tags |= _commit_tags(root, besides=[plan.output, root / "dvc.lock"])
     tags |= {MD5 + path.name: dvc_md5(path) for path in published if path.exists()}
     tags |= {PACKAGE + name: version for name, version in package_versions().items()}
     return tags | {MACHINE + name: value for name, value in machine_facts().items()}
+
+
+def _commit_tags(root: Path, besides: Iterable[Path]) -> dict[str, str]:
+    """The commit and what was changed since; where there is no repository (an image), what MERGELINE_COMMIT says."""
+    if commit := head(root):
+        changed = changes(root, besides)
+        tags = {COMMIT: commit, DIRTY: str(bool(changed)).lower()}
+        return tags | ({CHANGES: " ".join(changed)[:_TAG_LENGTH]} if changed else {})
+    if not (given := os.environ.get("MERGELINE_COMMIT", "")):
+        return {}
+    found = re.fullmatch(r"([0-9a-f]{40}|[0-9a-f]{64})(-dirty)?", given)
+    if found is None:
+        log.warning("MERGELINE_COMMIT is %r, which is no full commit; the run is recorded without one", given)
+        return {}
+    return {COMMIT: found[1], DIRTY: str(bool(found[2])).lower()}
 
 
 def package_versions() -> dict[str, str]:

@@ -39,7 +39,7 @@ def task_bars(plan: Plan, comparison: Comparison) -> Picture:
     averages = [rows[name] for name in ("average", "aligned-average") if name in rows]
     best = max(averages, key=lambda row: row.mean.value, default=None)
     series = {"merged": dict.fromkeys(comparison.result.tasks, comparison.result)}
-    own = {task.name: row for task in plan.tasks if (row := _own_row(rows, task.checkpoint))}
+    own = {task.name: row for task in plan.tasks if task.checkpoint and (row := _own_row(rows, task.checkpoint))}
     series |= {"own task model": own} if own else {}
     others = {row.label: row for row in (rows.get("ensemble"), best) if row is not None}
     series |= {label: dict.fromkeys(row.tasks, row) for label, row in others.items()}

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from flows.merge_and_evaluate import merge_and_evaluate
 from mergeline.models.build import build_model
 from mergeline.plan_file import load_plan
+from tasks.registered_weights import needed
+from tasks.registry import fetch_model
 from tasks.store import digest
 from tasks.versioning import COMMIT, plan_digest
 from tests.flows.runs import computed, plan_for, stage_names
@@ -229,6 +231,8 @@ def test_weights_that_are_too_large_to_be_copied_are_read_where_they_were_writte
     published = plan.output / "model.safetensors"
     expected = load_file(published)
     assert all(torch.equal(value, expected[name]) for name, value in module().state_dict().items())
+    assert list(needed().values()) == [["models:/large/1"]]
+    assert fetch_model("models:/large@candidate", project / "aside", 10**9)[1] == digest(published)
     about = json.loads((folder / "served.json").read_text())
     about["weights"]["model.safetensors"]["places"].pop(0)  # a machine that does not see the content store
     (folder / "served.json").write_text(json.dumps(about))

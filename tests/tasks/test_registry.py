@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import socket
 
 import pytest
@@ -10,12 +11,16 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
+from flows import clean_cache
+from mergeline import write_checkpoint
 from mergeline.errors import InputError
-from mergeline.plan import Checkpoint
+from mergeline.plan import Checkpoint, Plan
 from tasks.checkpoints import download_checkpoint, source_version
+from tasks.registered_weights import needed, tags_of
 from tasks.registry import SHA256, fetch_model, locate
-from tasks.store import digest
+from tasks.store import digest, file_digests, put_directory, put_json, take_file
 from tasks.tracking import Registration, Tracker
+from tasks.usage import use_note
 from tests.tasks.registered import register
 
 
@@ -158,6 +163,111 @@ def test_weights_that_changed_after_they_were_registered_are_refused(client, mod
     with pytest.raises(InputError, match="was registered; the artifacts in MLflow changed"):
         download(f"models:/{model}/1")
     assert not list(home.glob(".store/incoming/*.registered"))
+
+
+def register_left_out(published, model, value):
+    """A version whose weights MLflow has not: they are in the store, and published. Returns the artifact."""
+    published.mkdir(parents=True)
+    save_file({"w": torch.full((4,), value)}, published / "model.safetensors")
+    ref = take_file(published / "model.safetensors", "checkpoint")
+    return register_published(published, model, ref)
+
+
+def register_published(published, model, ref, sha256=None):
+    files = file_digests(ref, "model.safetensors")
+    (published / "lineage.json").write_text(json.dumps({"files": files}))
+    plan = Plan(name="p", checkpoints=[{"name": name, "uri": name} for name in "ab"], output=published)
+    registration = Registration(model=model, tags={SHA256: sha256 or ref.sha256} | tags_of(ref, plan))
+    Tracker("digits").record("large", artifacts=[published / "lineage.json"], registration=registration)
+    return ref
+
+
+@pytest.mark.parametrize("place", ["stored", "published"])
+def test_weights_that_mlflow_has_not_are_a_parent_where_they_are_at_hand(
+    client, model, home, tmp_path, monkeypatch, place
+):
+    monkeypatch.setattr("prefect.logging.get_run_logger", lambda: logging.getLogger("x"))
+    ref = register_left_out(tmp_path / "out", model, 1.0 if place == "stored" else 2.0)
+    if place == "published":
+        ref.path.unlink()
+    found = download(f"models:/{model}@candidate")
+    assert found.identity == ref.identity
+    assert found.metadata["source"] == f"models:/{model}@candidate"
+    ref.path.unlink()
+    save_file({"w": torch.zeros(4)}, tmp_path / "out" / "model.safetensors")
+    with pytest.raises(InputError, match="too large to be copied into MLflow, and lie unaltered neither in") as error:
+        download(f"models:/{model}/1")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["stored", "published"])
+def test_shards_that_mlflow_has_not_are_a_parent_too(client, model, home, tmp_path, monkeypatch, place):
+    monkeypatch.setattr("prefect.logging.get_run_logger", lambda: logging.getLogger("x"))
+    published = tmp_path / "out"
+    published.mkdir()
+    write_checkpoint(
+        published / "model.safetensors", {f"w{n}": torch.full((64,), n) for n in (1.0, 2.0)}, max_shard_size=300
+    )
+    ref = put_directory(lambda folder: shutil.copytree(published, folder, dirs_exist_ok=True), "checkpoint")
+    assert len(file_digests(ref, "")) == 3
+    register_published(published, model, ref)
+    if place == "published":
+        shutil.rmtree(ref.path)
+    assert download(f"models:/{model}/1").identity == ref.identity
+
+
+@pytest.mark.parametrize("place", ["stored", "published"])
+def test_a_folder_of_one_file_that_mlflow_has_not_counts_as_that_file(
+    client, model, home, tmp_path, monkeypatch, place
+):
+    monkeypatch.setattr("prefect.logging.get_run_logger", lambda: logging.getLogger("x"))
+    published = tmp_path / "out"
+    published.mkdir()
+    save_file({"w": torch.full((4,), 5.0 if place == "stored" else 6.0)}, published / "model.safetensors")
+    ref = put_directory(lambda folder: shutil.copytree(published, folder, dirs_exist_ok=True), "checkpoint")
+    sha256 = digest(published / "model.safetensors")
+    register_published(published, model, ref, sha256)
+    if place == "published":
+        shutil.rmtree(ref.path)
+    assert download(f"models:/{model}/1").sha256 == sha256
+
+
+def test_what_a_version_needs_stays_until_the_version_goes(client, model, home, tmp_path, monkeypatch, capsys):
+    ref = register_left_out(tmp_path / "out", model, 3.0)
+    other = put_json({"of": model}, "other")
+
+    def clean():
+        for path in (use_note(ref.identity), use_note(other.identity), *home.glob(".store/registered/*")):
+            if path.exists():
+                os.utime(path, (1, 1))
+        monkeypatch.setattr("sys.argv", ["clean_cache", "--older-than", "30d"])
+        assert clean_cache.main() == 0
+        return capsys.readouterr().out
+
+    for note in home.glob(".store/registered/*"):  # of other tests
+        if note.name != ref.identity:
+            note.unlink()
+    assert f"kept, however old: {ref.sha256[:12]}, the weights of models:/{model}/1" in clean()
+    assert (ref.path.exists(), other.path.exists()) == (True, False)
+    with monkeypatch.context() as patch, socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        patch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        assert "the weights of a version in an MLflow that does not answer" in clean()
+    assert ref.path.exists()
+    client.delete_model_version(model, "1")
+    assert "kept" not in clean()
+    assert not ref.path.exists()
+    assert not list(home.glob(".store/registered/*"))
+
+
+def test_what_a_record_needs_that_is_not_delivered_stays(model, home, tmp_path, monkeypatch):
+    with monkeypatch.context() as down:
+        down.setattr(Tracker, "_send", lambda self, record: 1 / 0)
+        register_left_out(tmp_path / "out", model, 4.0)
+    assert ["a record that is not delivered yet"] in needed().values()
+    assert len(Tracker("digits").deliver_pending()) == 1
+    assert [f"models:/{model}/1"] in needed().values()
 
 
 def test_a_pinned_checkpoint_asks_nobody():

@@ -9,10 +9,11 @@ import pytest
 
 from flows import rebuild
 from mergeline.errors import InputError
+from mergeline.plan import Plan
 from tasks.rebuilding import bring_inputs
 from tasks.run_lookup import RecordedRun
 from tasks.store import digest, file_digests, put_directory, take_file
-from tasks.versioning import changes, clone_at, dvc_md5, has_commit, head, locked_md5
+from tasks.versioning import COMMIT, DIRTY, changes, clone_at, dvc_md5, has_commit, head, locked_md5, version_tags
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -51,6 +52,34 @@ def test_changes_are_what_another_clone_would_lack(repository: Path) -> None:
 def test_a_folder_without_git_has_no_commit(tmp_path: Path) -> None:
     assert head(tmp_path) is None
     assert changes(tmp_path) == []
+
+
+def commit_tags(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.setenv("MERGELINE_ROOT", str(folder))
+    tags = version_tags(Plan(name="p", checkpoints=[{"name": name, "uri": name} for name in "ab"]), "0" * 64, [])
+    return {name: tags[name] for name in (COMMIT, DIRTY) if name in tags}
+
+
+@pytest.mark.parametrize(("given", "dirty"), [("a" * 40, "false"), ("a" * 40 + "-dirty", "true")])
+def test_an_image_says_which_commit_it_was_built_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, dirty: str
+) -> None:
+    monkeypatch.setenv("MERGELINE_COMMIT", given)
+    assert commit_tags(tmp_path, monkeypatch) == {COMMIT: "a" * 40, DIRTY: dirty}
+
+
+def test_a_repository_knows_better(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MERGELINE_COMMIT", "a" * 40 + "-dirty")
+    assert commit_tags(repository, monkeypatch) == {COMMIT: head(repository), DIRTY: "false"}
+
+
+@pytest.mark.parametrize("given", ["", "main", "a" * 7, "v1.0"])
+def test_what_is_no_commit_is_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, given: str
+) -> None:
+    monkeypatch.setenv("MERGELINE_COMMIT", given)
+    assert commit_tags(tmp_path, monkeypatch) == {}
+    assert ("which is no full commit" in caplog.text) == bool(given)
 
 
 def test_a_clone_has_the_files_of_a_commit_that_is_on_no_branch(repository: Path, tmp_path: Path) -> None:
@@ -138,20 +167,6 @@ def test_a_folder_comes_back_from_the_store(repository: Path, tmp_path: Path, st
     (clone / "sharded/config.json").unlink()
     with pytest.raises(InputError, match=r"sharded/config\.json is neither in the commit, nor in"):
         bring_inputs(run, repository, clone)
-
-
-def test_a_folder_of_one_file_comes_back_as_a_folder(repository: Path, tmp_path: Path, state: Path) -> None:
-    """The store has its file alone."""
-    (repository / "one").mkdir()
-    (repository / "one/weights.safetensors").write_text("one")
-    run = run_that_read(("one", take_file(repository / "one/weights.safetensors", "checkpoint").sha256))
-    for name, expected in (("first", "weights.safetensors"), ("second", "model.safetensors")):
-        clone_at(repository, "HEAD", tmp_path / name)
-        bring_inputs(run, repository, tmp_path / name)
-        assert (tmp_path / name / "one" / expected).read_text() == "one"
-        (repository / "one/weights.safetensors").unlink(missing_ok=True)
-        if (repository / "one").is_dir():
-            (repository / "one").rmdir()
 
 
 @pytest.mark.parametrize("option", ["--run", "--of"])
