@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from mergeline.evaluation.score import MetricName
+from mergeline.plan_data import Calibration, Dataset, Section, Task
 from mergeline.redaction import redact, redact_path
 
 INITIAL = "initial"
@@ -29,11 +29,7 @@ WITHOUT_EFFECT = BESIDE | {"output", "runner", "workers", "range_size", "downloa
 """Fields of a plan that no byte of the merged model depends on: also how the work is done, and where to."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Architecture(_Section):
+class Architecture(Section):
     """How to build the module that all checkpoints are states of."""
 
     factory: str = Field(pattern=r"^[\w.]+:\w+$", description="module:function that returns the module")
@@ -44,7 +40,7 @@ class Architecture(_Section):
     )
 
 
-class Checkpoint(_Section):
+class Checkpoint(Section):
     """One checkpoint. A task model names the base it was trained from; a base names none."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
@@ -69,27 +65,7 @@ class Checkpoint(_Section):
         return redact(uri)
 
 
-class Dataset(_Section):
-    """A folder of Parquet splits with images and labels, and the prototypes of the classes."""
-
-    path: Path
-    image_column: str = "image"
-    label_column: str = "label"
-    mean: float = Field(default=0.0, allow_inf_nan=False, description="subtracted from pixels in 0..1")
-    std: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="pixels are divided by it")
-    prototypes: Path = Field(description="safetensors file with one embedding per class")
-
-
-class Calibration(_Section):
-    """Unlabelled inputs for activations and normalisation statistics."""
-
-    dataset: str
-    split: str = "calibration"
-    where: dict[str, str] = Field(default={}, description="keep the rows whose columns have these values")
-    batch_size: int = Field(default=100, gt=0)
-
-
-class BalanceSearch(_Section):
+class BalanceSearch(Section):
     """Values of the balance to try: the alignment whose merge scores best on labelled data is used."""
 
     balances: list[Annotated[float, Field(ge=0, le=1)]] = Field(
@@ -99,7 +75,7 @@ class BalanceSearch(_Section):
     metric: Literal["mean", "joint"] = Field(default="joint", description="mean over the tasks, or joint accuracy")
 
 
-class Align(_Section):
+class Align(Section):
     """How models of different bases are brought into one unit order, or onto merged units."""
 
     space: Literal["dual", "weight", "activation"] = "dual"
@@ -117,7 +93,7 @@ class Align(_Section):
     seed: int = Field(default=0, ge=0)
 
 
-class Evidence(_Section):
+class Evidence(Section):
     """The data of its tasks that each model is measured on, by the methods that weigh models by data."""
 
     split: str = Field(default="calibration", description="never the one that measures the result")
@@ -162,53 +138,19 @@ class Merge(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Task(_Section):
-    """What a task model was trained for, and the data that measures it."""
-
-    name: str = Field(pattern=r"^[\w.-]+$")
-    checkpoint: str | None = Field(
-        default=None,
-        description="the task model that was trained for this task; null: none was (out of domain), so it is measured "
-        "and shown apart, and counts in no mean",
-    )
-    dataset: str
-    split: str = "test"
-    where: dict[str, str] = Field(default={}, description="keep the rows whose columns have these values")
-    classes: list[Annotated[int, Field(ge=0)]] = Field(
-        min_length=2, description="the answers that are possible in this task"
-    )
-    metric: MetricName = Field(
-        default="accuracy", description="share of right answers, mean recall of the classes, or mean F1 of the classes"
-    )
-
-    @property
-    def domain(self) -> str:
-        """Name of the slice of the dataset this task looks at."""
-        return "-".join(self.where.values()) or self.dataset
-
-
 ComparisonKind = Literal[
     "task_models", "task_models_reset", "bases", "ensemble", "average", "aligned_average", "unaligned", "teams"
 ]
 
 
-class Evaluation(_Section):
+class Evaluation(Section):
     """What stands beside the result, and how models are run."""
 
     batch_size: int = Field(default=250, gt=0)
-    compare: list[ComparisonKind] = [
-        "task_models",
-        "task_models_reset",
-        "bases",
-        "ensemble",
-        "average",
-        "aligned_average",
-        "unaligned",
-        "teams",
-    ]
+    compare: list[ComparisonKind] = Field(default=list(get_args(ComparisonKind)))
 
 
-class ScaleRange(_Section):
+class ScaleRange(Section):
     """Where a search looks for a lambda."""
 
     low: float = Field(ge=0, allow_inf_nan=False)
@@ -222,7 +164,7 @@ class ScaleRange(_Section):
         return self
 
 
-class Search(_Section):
+class Search(Section):
     """What `flows.search_coefficients` tries; the ranges are those of the paper of PCB-Merging, and of MuDSC."""
 
     method: Literal["cma", "tpe", "grid"] = "cma"
@@ -252,20 +194,20 @@ class Search(_Section):
         return cls.model_fields[field.field_name or ""].default.model_dump() | given
 
 
-class Download(_Section):
+class Download(Section):
     """Limits of checkpoint downloads."""
 
     max_gigabytes: float = Field(default=200.0, gt=0)
 
 
-class Tracking(_Section):
+class Tracking(Section):
     """Where runs are recorded; the MLflow server is MLFLOW_TRACKING_URI, by default a file in the project."""
 
     enabled: bool = True
     experiment: str = "mergeline"
 
 
-class Notify(_Section):
+class Notify(Section):
     """Who is told how a run ended. The address is a secret: name it as ${NAME} or ${block:NAME}."""
 
     webhook: str | None = Field(
@@ -280,13 +222,13 @@ class Notify(_Section):
         return webhook and redact_path(webhook)
 
 
-class Choose(_Section):
+class Choose(Section):
     """Which data chooses among the cells of one merging method, so that the data of the result does not."""
 
     split: str = Field(default="validation", description="never the one that measures the result")
 
 
-class Compare(_Section):
+class Compare(Section):
     """What `flows.compare_methods` tries: every named cell with every combination of the values of the grid."""
 
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
@@ -299,7 +241,7 @@ class Compare(_Section):
     metric: Literal["mean", "joint"] = Field(default="mean", description="what the cells are ranked by")
 
 
-class Registry(_Section):
+class Registry(Section):
     """Where the merged model is registered in MLflow, as a version with the alias `candidate`."""
 
     model: str = Field(
@@ -307,7 +249,7 @@ class Registry(_Section):
     )
 
 
-class Promotion(_Section):
+class Promotion(Section):
     """What a registered model must be before the alias `champion` moves to it (`flows.promote`). Scores are in [0, 1].
 
     A floor is a number that a score must reach. Where two measurements are compared, a difference counts only beyond
@@ -331,7 +273,7 @@ class Promotion(_Section):
     )
 
 
-class Plan(_Section):
+class Plan(Section):
     """One run: checkpoints, architecture, alignment, merge, evaluation, tracking.
 
     Checkpoints alone are merged and published; what has tasks is evaluated, for which it needs an architecture and
@@ -342,11 +284,11 @@ class Plan(_Section):
     output: Path = Field(default=Path("data/merged"), description="folder the result is published into")
     architecture: Architecture | None = None
     checkpoints: list[Checkpoint] = Field(min_length=2)
-    datasets: dict[str, Dataset] = {}
+    datasets: dict[str, Dataset] = Field(default={})
     calibration: Calibration | None = None
     align: Align | None = Align()
     merge: Merge = Merge()
-    tasks: list[Task] = []
+    tasks: list[Task] = Field(default=[])
     evaluation: Evaluation = Evaluation()
     runner: Literal["threads", "dask", "ray"] = Field(
         default="threads",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeline.errors import InputError, nearest
+from mergeline.evaluation.sources import splits_of
 from mergeline.merging import registry
 from mergeline.merging.patterns import pattern_faults
 from mergeline.plan import INITIAL, Merge
@@ -75,7 +76,7 @@ def _dataset_faults(raw: dict[str, Any]) -> Iterator[str]:
     for name, entry in datasets.items():
         if not isinstance(entry, dict):
             continue
-        if "path" in entry and not Path(str(entry["path"])).is_dir():
+        if entry.get("path") is not None and not Path(str(entry["path"])).is_dir():
             yield f"datasets.{name}.path: the folder '{entry['path']}' does not exist"
         if "prototypes" in entry and not Path(str(entry["prototypes"])).is_file():
             yield f"datasets.{name}.prototypes: the file '{entry['prototypes']}' does not exist"
@@ -96,12 +97,12 @@ def _split_faults(place: str, entry: dict[str, Any], datasets: dict[str, Any], d
     folder = (datasets.get(name) or {}).get("path") if isinstance(datasets.get(name), dict) else None
     if folder is None or not Path(str(folder)).is_dir():
         return
-    splits = sorted(file.stem for file in Path(str(folder)).glob("*.parquet"))
+    splits = splits_of(Path(str(folder)))
     split = str(entry.get("split", default))
     if split not in splits:
         yield f"{place}.split: '{split}' is not a split of {folder} ({', '.join(splits)}){nearest(split, splits)}"
     else:
-        yield from column_faults(place, entry, datasets[name], name, Path(str(folder)) / f"{split}.parquet")
+        yield from column_faults(place, entry, datasets[name], name, splits[split])
 
 
 def _task_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iterator[str]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import fsspec
 import pyarrow
-import pyarrow.parquet
 from safetensors import SafetensorError, safe_open
 
 from mergeline.checkpoints.files import SUFFIXES, checkpoint_files, is_index
 from mergeline.errors import InputError, nearest
+from mergeline.evaluation.sources import columns_of, values_of
 from mergeline.redaction import unset
 
 REGISTERED = re.compile(r"models:/[^/@]+(@[^/@]+|/\d+)|runs:/[^/]+/[^/].*")
@@ -54,9 +54,10 @@ def address_faults(uri: str) -> Iterator[str]:
 def column_faults(place: str, entry: dict[str, Any], dataset: dict[str, Any], name: str, file: Path) -> Iterator[str]:
     """Columns that a split does not have, and values of `where` that no row has."""
     try:
-        columns = pyarrow.parquet.read_schema(file).names
+        columns = columns_of(file)
     except (OSError, pyarrow.ArrowException):
-        yield f"{place}.split: {file} is not a Parquet file"
+        kind = {".parquet": "a Parquet", ".arrow": "an Arrow", ".csv": "a CSV"}[file.suffix]
+        yield f"{place}.split: {file} is not {kind} file"
         return
     for field in ("image_column", "label_column"):
         column = str(dataset.get(field, field.removesuffix("_column")))
@@ -67,7 +68,7 @@ def column_faults(place: str, entry: dict[str, Any], dataset: dict[str, Any], na
         if column not in columns:
             yield f"{place}.where: {file} has no column '{column}'{nearest(str(column), columns, listed=True)}"
             continue
-        values = sorted({str(v) for v in pyarrow.parquet.read_table(file, columns=[column])[column].to_pylist()})
+        values = values_of(file, column)
         if str(value) not in values:
             yield f"{place}.where.{column}: no row of {file} has '{value}'{nearest(str(value), values, listed=True)}"
 

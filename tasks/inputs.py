@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.store import ArtifactRef, take_file
+from tasks._env import state_directory
+from tasks.store import ArtifactRef, put_file, take_file
 
 if TYPE_CHECKING:
     from mergeline.evaluation.datasets import LabelledImages
@@ -43,15 +44,45 @@ class DataSlice(BaseModel):
 
 def take_slice(dataset: Dataset, split: str, where: dict[str, str]) -> DataSlice:
     """Bring a split into the content store."""
-    path = dataset.path / f"{split}.parquet"
     return DataSlice(
-        file=take_file(path, "dataset", name=f"{dataset.path}/{split}", source=str(path)),
+        file=_take_split(dataset, split),
         where=where,
         image_column=dataset.image_column,
         label_column=dataset.label_column,
         mean=dataset.mean,
         std=dataset.std,
     )
+
+
+def _take_split(dataset: Dataset, split: str) -> ArtifactRef:
+    """A split as Parquet: the file itself, or what other kinds of sources come to."""
+    from mergeline.evaluation.sources import fingerprint, split_of
+
+    name = f"{dataset.place}/{split}"
+    if dataset.path is None:
+        return _download(dataset.hub or "", dataset.revision or "", split, dataset.label_column, str(state_directory()))
+    source = split_of(dataset.path, split)
+    if source.suffix == ".parquet":
+        return take_file(source, "dataset", name=name, source=str(source))
+    return _convert(source, name, dataset.label_column, fingerprint(source), str(state_directory()))
+
+
+@lru_cache(maxsize=64)
+def _convert(source: Path, name: str, label_column: str, fingerprint: object, state: str) -> ArtifactRef:
+    """A job asks for a split several times; it is converted once, as long as its files stay as they are."""
+    from mergeline.evaluation.sources import write_parquet
+
+    write = partial(write_parquet, source, label_column=label_column)
+    return put_file(write, ".parquet", "dataset", name=name, source=str(source))
+
+
+@lru_cache(maxsize=64)
+def _download(hub: str, revision: str, split: str, label_column: str, state: str) -> ArtifactRef:
+    from mergeline.evaluation.sources import download_split
+
+    place = f"hf://datasets/{hub}@{revision}"
+    write = partial(download_split, hub, revision, split, label_column=label_column)
+    return put_file(write, ".parquet", "dataset", name=f"{place}/{split}", source=place)
 
 
 def take_prototypes(dataset: Dataset) -> ArtifactRef:

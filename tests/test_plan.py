@@ -295,3 +295,18 @@ def test_tasks_outside_name_no_model_and_are_neither_searched_on_nor_weighed_by(
     ):
         with pytest.raises(PlanError, match=message):
             load_plan("params.yaml", overrides)
+
+
+def test_a_dataset_lies_in_a_folder_or_at_a_commit_of_the_hub():
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    hub = ["datasets.fashion.path=null", "datasets.fashion.hub=org/pictures"]
+    plan = load_plan("params.yaml", [*hub, f"datasets.fashion.revision='{revision}'"])
+    assert plan.datasets["fashion"].place == f"hf://datasets/org/pictures@{revision}"
+    for overrides, message in (
+        (hub, "a repository of the Hub .* needs the full commit"),
+        ([*hub, "datasets.fashion.revision=main"], r"datasets.fashion.revision: .*main"),
+        (["datasets.fashion.path=null"], r"name either a folder \(path\) or a repository of the Hub"),
+        ([hub[1], f"datasets.fashion.revision='{revision}'"], r"name either a folder \(path\) or a repository"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            load_plan("params.yaml", overrides)

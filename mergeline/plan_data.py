@@ -1,0 +1,85 @@
+"""The sections of a plan that name data: data sets, what calibrates, and the tasks that measure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mergeline.evaluation.score import MetricName
+
+
+class Section(BaseModel):
+    """Unknown fields are errors, and nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Dataset(Section):
+    """Splits with images and labels, and the prototypes of the classes: a folder, or a repository of the Hub."""
+
+    path: Path | None = Field(
+        default=None,
+        description="folder of splits: <split>.parquet, .arrow or .csv, or <split>/<class>/<image>",
+    )
+    hub: str | None = Field(
+        default=None,
+        pattern=r"^[\w.-]+/[\w.-]+$",
+        description="dataset repository of the Hugging Face Hub, in place of path",
+    )
+    revision: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{40}$", description="commit of the repository, in full: a branch may move"
+    )
+    image_column: str = "image"
+    label_column: str = "label"
+    mean: float = Field(default=0.0, allow_inf_nan=False, description="subtracted from pixels in 0..1")
+    std: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="pixels are divided by it")
+    prototypes: Path = Field(description="safetensors file with one embedding per class")
+
+    @model_validator(mode="after")
+    def _lies_in_one_place(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("name either a folder (path) or a repository of the Hub (hub)")
+        if (self.hub is None) != (self.revision is None):
+            raise ValueError("a repository of the Hub (hub) needs the full commit (revision), and a folder has none")
+        return self
+
+    @property
+    def place(self) -> str:
+        """Where it lies, for people."""
+        return str(self.path) if self.hub is None else f"hf://datasets/{self.hub}@{self.revision}"
+
+
+class Calibration(Section):
+    """Unlabelled inputs for activations and normalisation statistics."""
+
+    dataset: str
+    split: str = "calibration"
+    where: dict[str, str] = Field(default={}, description="keep the rows whose columns have these values")
+    batch_size: int = Field(default=100, gt=0)
+
+
+class Task(Section):
+    """What a task model was trained for, and the data that measures it."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    checkpoint: str | None = Field(
+        default=None,
+        description="the task model that was trained for this task; null: none was (out of domain), so it is measured "
+        "and shown apart, and counts in no mean",
+    )
+    dataset: str
+    split: str = "test"
+    where: dict[str, str] = Field(default={}, description="keep the rows whose columns have these values")
+    classes: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=2, description="the answers that are possible in this task"
+    )
+    metric: MetricName = Field(
+        default="accuracy", description="share of right answers, mean recall of the classes, or mean F1 of the classes"
+    )
+
+    @property
+    def domain(self) -> str:
+        """Name of the slice of the dataset this task looks at."""
+        return "-".join(self.where.values()) or self.dataset
