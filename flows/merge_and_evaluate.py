@@ -17,7 +17,7 @@ from tasks.evaluation import evaluate
 from tasks.evidence import collector
 from tasks.exporting import export_model
 from tasks.families import represent_family
-from tasks.findings import Aligned, count_winners, map_similarity
+from tasks.findings import Aligned, map_similarity
 from tasks.job import Job
 from tasks.merging import (
     MergeInputs,
@@ -36,6 +36,7 @@ from tasks.recording import Outcome, Part, record_run
 from tasks.runners import plan_flow
 from tasks.similarity import activation_similarity, weight_similarity
 from tasks.store import ArtifactRef, put_json
+from tasks.winners import count_winners
 
 
 @plan_flow("merge-and-evaluate")

@@ -50,9 +50,8 @@ def show_outcome(plan: Plan, outcome: Outcome) -> Outcome:
     from prefect.artifacts import create_link_artifact
 
     with _never_mind("the result"):
-        for name, what in (("report.html", "page"), ("report.md", "report")):
-            report = (plan.output / name).resolve()
-            create_link_artifact(report.as_uri(), str(report), key=artifact_key(plan.name, what))
+        report = (plan.output / "report.html").resolve()
+        create_link_artifact(report.as_uri(), str(report), key=artifact_key(plan.name, "report"))
         if page := pages(outcome.recorded).get("MLflow"):
             create_link_artifact(page, "the run in MLflow", key=artifact_key(plan.name, "mlflow"))
         if outcome.comparison.rows:

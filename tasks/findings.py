@@ -1,4 +1,4 @@
-"""Stages: what only the report shows of the matching and of the competition for parameters."""
+"""Stage: what only the report shows of the matching."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pydantic import BaseModel, ConfigDict
 
 from mergeline.plan import Align
 from tasks.checkpoints import open_artifacts
-from tasks.merging import MergeInputs
 from tasks.permutations import BALANCE_SEARCH
 from tasks.policy import stage
-from tasks.store import ArtifactRef, put_json, read_json
+from tasks.store import ArtifactRef, put_json
 
 
 class Aligned(BaseModel):
@@ -56,14 +55,3 @@ def map_similarity(
         activations=load_file(activations.path),
     )
     return put_json([found.model_dump(mode="json") for found in maps], "similarity maps")
-
-
-@stage("count-winners")
-def count_winners(inputs: MergeInputs, coefficients: ArtifactRef, options: dict[str, Any]) -> ArtifactRef:
-    """How many parameters each task model keeps and wins in the competition of PCB-Merging."""
-    from mergeline.report.winners import winners_of_merge
-
-    models, bases = inputs.open()
-    statistics: Any = read_json(coefficients)
-    winners = winners_of_merge(models, base=bases, statistics=statistics, **options)
-    return put_json(winners.model_dump(mode="json"), "winners")

@@ -36,7 +36,7 @@ FIELDS = {
     "calibration.batch_size=50": CALIBRATED,
 }
 SOURCES = {  # where a stage makes the same again, what comes after it stays cached
-    "mergeline.alignment.solve": {"solve-permutations": 1},
+    "mergeline.alignment.solve": {"solve-permutations": 1, "map-similarity": 1},
     "mergeline.balancing.pcb": {"merge-statistics": 1, "count-winners": 1, "merge": 1},
     "mergeline.report.chart": {"draw-chart": 1},
     "mergeline.checkpoints.readers": {stage: n for stage, n in EVERYTHING.items() if stage != "draw-chart"},

@@ -75,7 +75,7 @@ def test_a_parameter_of_the_wrong_type_is_refused_at_once(operations):
 def test_a_run_on_demand_leaves_its_table_links_progress_and_events(operations, merged):
     (run,) = children(operations, merged)
     assert run.state.is_completed()
-    assert "9 stages, 0 of them from the cache" in merged.state.message
+    assert "10 stages, 0 of them from the cache" in merged.state.message
     with operations.client() as client:
         artifacts = {found.key: found for found in client.read_artifacts(flow_run_filter=only(run.id))}
     assert set(artifacts) == {f"two-teams-{what}" for what in ("result", "report", "mlflow", "progress")}
@@ -83,7 +83,7 @@ def test_a_run_on_demand_leaves_its_table_links_progress_and_events(operations, 
     comparison = json.loads((operations.folder / "published" / "comparison.json").read_text())["rows"][0]
     assert row["method"] == comparison["label"]
     assert float(row["joint"].split()[0]) == pytest.approx(100 * comparison["joint"]["value"], abs=0.051)
-    assert (operations.folder / "published" / "report.md").as_uri() in artifacts["two-teams-report"].data
+    assert (operations.folder / "published" / "report.html").as_uri() in artifacts["two-teams-report"].data
     assert artifacts["two-teams-progress"].data == 100
     while {"prefect.flow-run.Running", "prefect.flow-run.Completed"} - events_of(operations, run):
         operations.look_again()  # they come a moment after the states
@@ -133,7 +133,7 @@ def test_the_log_has_one_json_object_per_line(operations, merged):
     finished = [event for event in events if event["event"] == "stage finished"]
     assert {"merge", "evaluate", "download-checkpoint"} <= {event["name"] for event in finished}
     assert all(event["seconds"] >= 0 and event["peak_rss_mb"] > 10 and event["flow_run"] for event in finished)
-    assert any(event["event"] == "run summary" and event.get("stages") == 9 for event in events)
+    assert any(event["event"] == "run summary" and event.get("stages") == 10 for event in events)
 
 
 def test_no_secret_is_anywhere(operations, merged):
