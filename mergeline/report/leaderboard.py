@@ -11,7 +11,7 @@ from mergeline.evaluation.score import Score
 from mergeline.plan import Plan
 from mergeline.report.result import RowScores
 
-Value = str | float
+Value = str | int | float
 
 
 class LeaderboardRow(BaseModel):
