@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from mergeline.errors import InputError
 
@@ -17,6 +17,7 @@ _SECRET_NAME = re.compile(
     r"(?:_|$)(?!.*(?:PATH|FILE|DIR)$)",
     re.IGNORECASE,
 )
+_PASSWORD_OF_A_VALUE = re.compile(r"(?:[A-Za-z][\w+.-]*://)?[^/\s@:]+:([^/\s]+)@")  # MLFLOW_TRACKING_URI and the like
 _USER_OF_A_URL = re.compile(r"(?<=://)[^/\s\"'<>`]+@")
 _KEY_IN_A_QUERY = re.compile(
     r"([?&][^=&\s]*(?:sig|token|key|secret|password|credential|auth)[^=&\s]*=)([^&\s\"'<>)`]+)", re.IGNORECASE
@@ -100,4 +101,6 @@ def _values() -> Iterator[str]:
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _SECRET_NAME.search(name):
             yield value
+        if "@" in value and (found := _PASSWORD_OF_A_VALUE.match(value)) and not _REFERENCE.search(found[1]):
+            yield from (form for form in (found[1], unquote(found[1])) if len(form) >= _SHORTEST)
     yield from (value for value in _expanded if len(value) >= _SHORTEST)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from mergeline.checkpoints.files import choose_weights, companions, is_index, weight_map
 from mergeline.errors import InputError
 from mergeline.plan_surroundings import REGISTERED
-from mergeline.redaction import redact
+from mergeline.redaction import redact, scrub
 from tasks.policy import worth_a_retry
 from tasks.registered_weights import STORED, find_weights
 from tasks.tracking import Registration, connect
@@ -219,7 +219,20 @@ def _names(files: dict[str, int], place: str) -> list[str]:
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
-    """What MLflow raises within the block, in one sentence: ConnectionError where it may pass, InputError otherwise."""
+    """What MLflow raises within the block, in one sentence: ConnectionError where it may pass, InputError otherwise.
+
+    Neither it nor what it comes of quotes a secret: Prefect keeps both.
+    """
+    try:
+        with _in_one_sentence(what):
+            yield
+    except Exception as error:
+        scrub(error)
+        raise
+
+
+@contextmanager
+def _in_one_sentence(what: str) -> Iterator[None]:
     import requests
     from mlflow.exceptions import MlflowException
 

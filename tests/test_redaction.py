@@ -42,6 +42,16 @@ def test_secrets_of_the_environment_are_masked_in_every_form(monkeypatch):
     assert redact(said) == "*** *** short /root/.cache/huggingface/token undecided"
 
 
+@pytest.mark.parametrize("address", ["http://me:long%2Fpassword@host:1", "me:long%2Fpassword@host:1"])
+def test_passwords_of_addresses_in_the_environment_are_masked_wherever_they_stand(monkeypatch, address):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("SEARCHED", "/one:/two@three/libraries:four@five")
+    said = "not a URI: me:long%2Fpassword@host:1; long/password is wrong; /two@three/libraries"
+    assert redact(said) == "not a URI: me:***@host:1; *** is wrong; /two@three/libraries"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:${PASSWORD_OF_IT}@host")
+    assert redact("${PASSWORD_OF_IT}") == "${PASSWORD_OF_IT}"
+
+
 def test_references_are_replaced_where_they_are_used_and_masked_from_then_on(monkeypatch):
     monkeypatch.setenv("ROBOT", "robots-password")
     assert expand("https://me:${ROBOT}@host") == "https://me:robots-password@host"

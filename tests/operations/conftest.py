@@ -16,6 +16,7 @@ from tests.operations.compose import ROOT
 from tests.test_readme import free_port
 
 PASSWORD, LITERAL = "planted-pass/word+1", "literal-planted-password"
+OF_MLFLOW = "planted-password-of-mlflow"
 PLANTED = {
     "AWS_SECRET_ACCESS_KEY": "planted/aws+secret0123456789",
     "HF_TOKEN": "hf_plantedtokenplantedtoken",
@@ -36,7 +37,10 @@ def resnet(failing=False, **kwargs):
 
 @dataclass
 class Operations:
-    """Where everything is. secrets: what must not be found anywhere in `folder`, where all is kept."""
+    """Where everything is. secrets: what must not be found anywhere in `folder`, where all is kept.
+
+    given: the environment of the worker.
+    """
 
     folder: Path
     api: str
@@ -46,6 +50,7 @@ class Operations:
     secrets: list[str]
     logs: dict[str, Path]
     worker: subprocess.Popen[bytes]
+    given: dict[str, str]
 
     def client(self):
         from prefect.client.orchestration import SyncPrefectClient
@@ -106,8 +111,8 @@ def operations(tmp_path_factory):
             **PLANTED,
         }
         running = stack.enter_context(compose.running("worker", worker, logs["worker"]))
-        secrets = [*PLANTED.values(), PASSWORD, LITERAL, "T0PLANTED", "secret-of-the-hook"]
-        yield Operations(folder, api, project, told, files, secrets, logs, running)
+        secrets = [*PLANTED.values(), PASSWORD, LITERAL, OF_MLFLOW, "T0PLANTED", "secret-of-the-hook"]
+        yield Operations(folder, api, project, told, files, secrets, logs, running, worker)
 
 
 def _write_plan(path: Path, files: FileServer, output: Path) -> None:

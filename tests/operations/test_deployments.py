@@ -1,15 +1,20 @@
 """Deployments as they are run: by the commands of compose.yaml, on a real server, by a real worker."""
 
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 import yaml
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter, FlowRunFilterId
 from prefect.states import Scheduled
 
+from tests.operations import compose
 from tests.operations.compose import ROOT
-from tests.operations.conftest import LITERAL, PASSWORD, credentials
+from tests.operations.conftest import LITERAL, OF_MLFLOW, PASSWORD, credentials
+from tests.test_readme import free_port
 
 pytestmark = pytest.mark.flow
 DEPLOYMENTS = {"merge/nightly-merge", "merge/on-demand", "search/search", "compare/compare"}
@@ -136,13 +141,40 @@ def test_the_log_has_one_json_object_per_line(operations, merged):
     assert any(event["event"] == "run summary" and event.get("stages") == 10 for event in events)
 
 
-def test_no_secret_is_anywhere(operations, merged):
-    """Run last: after merges, a comparison, and a failure that quotes one."""
+@pytest.fixture
+def without_mlflow(operations):
+    """A promotion and a merge of a registered model while the MLflow server, whose address has a password, is down."""
+    plan = yaml.safe_load((operations.project / "params.yaml").read_text())
+    plan["checkpoints"][1]["uri"] = "models:/team@champion"
+    plan |= {"name": "registered", "registry": {"model": "team"}, "promotion": {"floor": 0.5}}
+    (operations.project / "registered.yaml").write_text(yaml.safe_dump(plan))
+    address = f"http://robot:{OF_MLFLOW}@127.0.0.1:{free_port()}"
+    given = operations.given | {"MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    environment = compose.clean() | given | {"PYTHONPATH": f"{ROOT}{os.pathsep}{operations.project}"}
+    processes = {}
+    for flow in ("promote", "merge_and_evaluate"):
+        command = [sys.executable, "-m", f"flows.{flow}", "--params", "registered.yaml"]
+        with (operations.folder / f"{flow}.log").open("wb") as log:
+            processes[flow] = subprocess.Popen(command, cwd=operations.project, env=environment, stdout=log, stderr=log)
+    for flow, process in processes.items():
+        assert process.wait() == 1, (operations.folder / f"{flow}.log").read_text()
+
+
+def test_no_secret_is_anywhere(operations, merged, without_mlflow):
+    """Run last: after merges, a comparison, and failures that quote one."""
     sent = {credentials(seen) for seen in operations.files.seen}
     assert sent == {f"robot:{PASSWORD}", f"robot:{LITERAL}"}, "they did their work"
     with sqlite3.connect(operations.folder / "prefect.db") as database:
         database.execute("pragma wal_checkpoint(truncate)")
         assert "two-teams" in str(database.execute("select parameters from flow_run").fetchall())
+        for kept in (
+            "select message from task_run_state",
+            "select message from flow_run_state",
+            "select message from log",
+        ):
+            said = [message for (message,) in database.execute(kept) if message and "MLflow does not answer" in message]
+            assert {what for what in ("team: ", "models:/team@champion: ") for text in said if what in text}, kept
+            assert all("http://***@127.0.0.1" in text for text in said), kept
     files = [path for path in operations.folder.rglob("*") if path.is_file()]
     names = {path.name for path in files}
     assert {"prefect.db", "mlflow.db", "lineage.json", "report.md", "worker.log", "server.log"} <= names
