@@ -10,7 +10,8 @@ pytestmark = pytest.mark.flow
 STAGES = {
     *("download-checkpoint", "represent-family", "prove-symmetry", "collect-activations", "weight-similarity"),
     *("activation-similarity", "solve-permutations", "merge-statistics", "merge-range", "merge"),
-    *("reset-normalization", "measure-normalization", "evaluate", "draw-chart", "publish", "track"),
+    *("reset-normalization", "measure-normalization", "evaluate", "map-similarity", "count-winners", "draw-chart"),
+    *("publish", "track"),
 }
 
 
