@@ -70,10 +70,13 @@ def load_cells(
 
 
 def on_split(cell: Plan, split: str) -> Plan:
-    """The same cell, measured on another split of its tasks' data, published aside and not recorded."""
+    """The same cell, measured on another split of its tasks' data, published aside and not recorded.
+
+    Tasks outside are of no use for a choice, and need not have that split: they are left out.
+    """
     return cell.model_copy(
         update={
-            "tasks": [task.model_copy(update={"split": split}) for task in cell.tasks],
+            "tasks": [task.model_copy(update={"split": split}) for task in cell.tasks if task.checkpoint is not None],
             "output": cell.output.parent / f"on-{split}" / cell.output.name,
             "tracking": cell.tracking.model_copy(update={"enabled": False}),
         }

@@ -54,7 +54,6 @@ class Tracker:
         artifacts: Iterable[Path] = (),
         datasets: Iterable[DatasetUse] = (),
         tags: Mapping[str, str] | None = None,
-        parent: str | None = None,
         started: float | None = None,
         registration: Registration | None = None,
         identity: str | None = None,
@@ -65,10 +64,10 @@ class Tracker:
         """Write one run and return its id; None (and a warning) where that failed: it is then kept for later.
 
         params: may be nested, {"merge": {"method": …}} becomes "merge.method". series: metrics over steps 0, 1, ….
-        artifacts: files and folders, logged under their own names. parent: the id of the run that this one is part of.
+        artifacts: files and folders, logged under their own names.
         registration: what is registered with the run; one of its artifacts is the folder `model`.
         identity: a record that was begun under the same one is gone on with (default: a new one).
-        part_of: like parent, by its identity: it need not be in MLflow yet. phase: see `RunRecord`.
+        part_of: the identity of the run that this one is part of; it need not be in MLflow yet. phase: see `RunRecord`.
         later: only keep it (unless it is kept already), where MLflow was just found not to answer.
         """
         now = time.time()
@@ -82,8 +81,7 @@ class Tracker:
                 series={metric_name(key): [float(value) for value in values] for key, values in (series or {}).items()},
                 artifacts=list(artifacts),
                 datasets=list(datasets),
-                tags={key: redact(tag) for key, tag in (tags or {}).items()}
-                | ({"mlflow.parentRunId": parent} if parent else {}),
+                tags={key: redact(tag) for key, tag in (tags or {}).items()},
                 started=now if started is None else started,
                 ended=now,
                 registration=registration,

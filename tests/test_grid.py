@@ -108,6 +108,13 @@ def test_a_cell_on_another_split_is_the_same_but_for_its_data_and_its_place() ->
     assert other.model_dump(exclude=differing) == cell.model_dump(exclude=differing)
 
 
+def test_tasks_outside_do_not_choose() -> None:
+    cell = load_cells("params.yaml", ["compare={grid: {merge.scale: [1]}}"])["merge.scale=1"]
+    outside = cell.tasks[0].model_copy(update={"name": "outside", "checkpoint": None})
+    other = on_split(cell.model_copy(update={"tasks": [*cell.tasks, outside]}), "validation")
+    assert other.tasks == on_split(cell, "validation").tasks
+
+
 SECTIONS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2),
     lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),

@@ -99,17 +99,7 @@ class Leaderboard(BaseModel):
 
     def metrics(self) -> dict[str, Any]:
         """Plain numbers by cell, in [0, 1], for metrics.json: DVC shows and compares them."""
-        return {"best": _numbers(self.best), "cells": {row.cell: _numbers(row.scores) for row in self.rows}}
-
-
-def _numbers(scores: RowScores) -> dict[str, Any]:
-    return {
-        "mean": scores.mean.value,
-        "mean_standard_error": scores.mean.standard_error,
-        "joint": scores.joint.value,
-        "joint_standard_error": scores.joint.standard_error,
-        "tasks": {name: score.value for name, score in scores.tasks.items()},
-    }
+        return {"best": self.best.numbers(), "cells": {row.cell: row.scores.numbers() for row in self.rows}}
 
 
 def _best_of_each_method(rows: list[LeaderboardRow]) -> dict[str, str]:

@@ -29,6 +29,16 @@ class RowScores(BaseModel):
     joint: Score
     outside: dict[str, Score] = {}
 
+    def numbers(self) -> dict[str, object]:
+        """Mean, joint accuracy and tasks as plain numbers in [0, 1]: DVC shows and compares them."""
+        return {
+            "mean": self.mean.value,
+            "mean_standard_error": self.mean.standard_error,
+            "joint": self.joint.value,
+            "joint_standard_error": self.joint.standard_error,
+            "tasks": {name: score.value for name, score in self.tasks.items()},
+        }
+
 
 class RelativeScores(BaseModel):
     """One row beside the tasks' own models: each task that has one measured, and the mean over these."""
@@ -79,16 +89,7 @@ class Comparison(BaseModel):
 
     def metrics(self) -> dict[str, object]:
         """The scores of the result as plain numbers, for metrics.json."""
-        if not self.rows:
-            return {}
-        result = self.result
-        return {
-            "mean": result.mean.value,
-            "mean_standard_error": result.mean.standard_error,
-            "joint": result.joint.value,
-            "joint_standard_error": result.joint.standard_error,
-            "tasks": {name: score.value for name, score in result.tasks.items()},
-        } | self._more_metrics()
+        return self.result.numbers() | self._more_metrics() if self.rows else {}
 
     def _more_metrics(self) -> dict[str, object]:
         """What only some plans have: the tasks' own models, and tasks outside."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mergeline.comparison import RESULT
+from mergeline.evaluation.metrics import mean_score
 from mergeline.evaluation.score import Score
 from mergeline.plan import Plan
-from mergeline.report.result import Comparison, RowScores
+from mergeline.report.result import Comparison, own_scores
 
 Standing = Literal["above", "about the same", "below"]
 
@@ -74,28 +75,14 @@ def _headline(standings: dict[str, Standing]) -> tuple[str, Standing | None]:
 
 def _others(plan: Plan, comparison: Comparison) -> Iterator[tuple[str, str, Score]]:
     rows = {row.name: row for row in comparison.rows}
-    own = [_own(plan, rows, suffix) for suffix in ("", "-reset")]
-    if scores := [score for score in own if score is not None]:
-        yield "models", "its task models, each on its own task", max(scores, key=lambda score: score.value)
+    own = own_scores(comparison.rows, plan.specialists)
+    if own and len(own) == len(plan.specialists):
+        yield "models", "its task models, each on its own task", mean_score(list(own.values()))
     if "ensemble" in rows:
         yield "ensemble", rows["ensemble"].label, rows["ensemble"].mean
     if averages := [rows[name] for name in ("average", "aligned-average") if name in rows]:
         best = max(averages, key=lambda row: row.mean.value)
         yield "average", best.label, best.mean
-
-
-def _own(plan: Plan, rows: dict[str, RowScores], suffix: str) -> Score | None:
-    """Mean over the tasks of what the model that was trained for each scores on it; None where one is not measured."""
-    scores = []
-    for task in plan.tasks:
-        row = rows.get(f"{task.checkpoint}{suffix}")
-        if row is None or task.name not in row.tasks:
-            return None
-        scores.append(row.tasks[task.name])
-    if not scores:
-        return None
-    error = math.sqrt(sum(score.standard_error**2 for score in scores)) / len(scores)
-    return Score(sum(score.value for score in scores) / len(scores), error, sum(score.count for score in scores))
 
 
 def _beside(what: str, score: Score, result: Score) -> Beside:

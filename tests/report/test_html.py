@@ -65,6 +65,13 @@ def test_the_verdict_is_honest(scores, headline, standing):
     assert (found.standing or "").startswith(standing or "") and (found.standing is None) == (standing is None)
 
 
+def test_a_task_outside_does_not_hide_the_tasks_own_models():
+    shipped = plan()
+    outside = shipped.tasks[0].model_copy(update={"name": "outside", "checkpoint": None})
+    wider = shipped.model_copy(update={"tasks": [*shipped.tasks, outside]})
+    assert verdict(wider, comparison()) == verdict(shipped, comparison())
+
+
 def test_two_standard_errors_decide():
     def standing(value):
         rows = [row("ensemble", value), *comparison(0.7, None).rows]

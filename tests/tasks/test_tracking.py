@@ -83,8 +83,8 @@ def test_everything_that_was_told_can_be_read_back(tracker: Tracker, tmp_path: P
 
 
 def test_a_run_may_be_part_of_another(tracker: Tracker) -> None:
-    parent = tracker.record("sweep")
-    child = tracker.record("point", parent=parent)
+    parent = tracker.record("sweep", identity="the sweep")
+    child = tracker.record("point", part_of="the sweep")
     assert read(tracker, child).data.tags["mlflow.parentRunId"] == parent
 
 
