@@ -2,6 +2,7 @@
 
 import json
 import logging
+from urllib.parse import quote_plus
 
 import pytest
 
@@ -24,6 +25,7 @@ from tasks.secrets import revealed
         ("https://robot:${ROBOT}@host/x?token=${ROBOT}&a=1", "https://robot:${ROBOT}@host/x?token=${ROBOT}&a=1"),
         ("https://${ROBOT}@host/x?token=${ROBOT}x", "https://${ROBOT}@host/x?token=***"),
         ("https://${ROBOT}:pass@host", "https://***@host"),
+        ("Max retries exceeded with url: /x?a=1&token=abc (", "Max retries exceeded with url: /x?a=1&token=*** ("),
         ("hf://org/repo@main/model.safetensors", "hf://org/repo@main/model.safetensors"),
         ("models:/chat@champion and me@example.org", "models:/chat@champion and me@example.org"),
     ],
@@ -40,6 +42,21 @@ def test_secrets_of_the_environment_are_masked_in_every_form(monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "undecided")
     said = "abcd/efgh+ijkl abcd%2Fefgh%2Bijkl short /root/.cache/huggingface/token undecided"
     assert redact(said) == "*** *** short /root/.cache/huggingface/token undecided"
+
+
+@pytest.mark.parametrize("name", ["PGPASSWORD", "MYSQL_PWD", "SMTP_PASS", "AZURE_STORAGE_CONNECTION_STRING"])
+def test_variables_that_tools_call_their_secrets_are_known(monkeypatch, name):
+    monkeypatch.setenv(name, "of-this-tool")
+    monkeypatch.setenv("PWD", "/where/we/are")
+    monkeypatch.setenv("PGPASSFILE", "/home/me/.pgpass")
+    assert redact("of-this-tool, /where/we/are, /home/me/.pgpass") == "***, /where/we/are, /home/me/.pgpass"
+
+
+def test_secrets_are_masked_in_json_in_forms_and_as_python_shows_them(monkeypatch):
+    secret = 'say "ü" \\ twice'
+    monkeypatch.setenv("ROBOT_PASSWORD", secret)
+    said = [json.dumps(secret), json.dumps(secret, ensure_ascii=False), repr(secret), quote_plus(secret)]
+    assert [redact(form) for form in said] == ['"***"', '"***"', "'***'", "***"]
 
 
 @pytest.mark.parametrize("address", ["http://me:long%2Fpassword@host:1", "me:long%2Fpassword@host:1"])
@@ -63,6 +80,7 @@ def test_references_are_replaced_where_they_are_used_and_masked_from_then_on(mon
 def test_a_webhook_shows_its_server_alone():
     assert redact_path("https://hooks.example.org/services/T0/B0/xyz") == "https://hooks.example.org/***"
     assert redact_path("${MY_HOOK}") == "${MY_HOOK}"
+    assert redact_path("https://[::1/services/T0") == "***"
 
 
 def test_what_is_written_of_a_plan_has_no_secret(tmp_path):
@@ -95,6 +113,20 @@ def test_an_exception_is_masked_with_all_that_it_came_of():
         scrub(error)
         assert error.args == ("https://***@host",)
         assert error.__cause__.args == ("https://***@host is down", 5)
+
+
+def test_whatever_an_exception_says_or_holds_is_masked():
+    inner, missing = ValueError("at https://me:pass@host"), FileNotFoundError(2, "not there", "https://me:pass@host/x")
+    error = ExceptionGroup("both", [inner, missing])
+    error.add_note("see https://me:pass@host")
+    error.told = {"url": ["https://me:pass@host", b"https://me:pass@host", 5]}
+    held = RuntimeError(ConnectionError("https://me:pass@host"))
+    held.__context__ = error
+    scrub(held)
+    assert str(held) == "https://***@host"
+    assert (str(inner), str(missing)) == ("at https://***@host", "[Errno 2] not there: 'https://***@host/x'")
+    assert error.__notes__ == ["see https://***@host"]
+    assert error.told == {"url": ["https://***@host", b"https://***@host", 5]}
 
 
 def test_log_records_are_masked_where_they_are_made(caplog):
