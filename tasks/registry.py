@@ -23,7 +23,7 @@ from mergeline.errors import InputError
 from mergeline.plan_surroundings import REGISTERED
 from mergeline.redaction import redact, scrub
 from tasks.policy import worth_a_retry
-from tasks.registered_weights import STORED, find_weights
+from tasks.registered_weights import STORED, find_weights, note_version
 from tasks.tracking import Registration, connect
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def register(client: MlflowClient, run_id: str, registration: Registration) -> s
             raise
     known = [found for found in client.search_model_versions(f"run_id='{run_id}'") if found.name == name]
     source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
+    if STORED in registration.tags:
+        note_version(registration.tags[STORED], client.tracking_uri)
     made = known[0] if known else client.create_model_version(name, source, run_id, tags=registration.tags)
     current = find_alias(client, name, CANDIDATE)
     if current is None or float(current.tags.get(ENDED, 0)) <= float(registration.tags.get(ENDED, 0)):
