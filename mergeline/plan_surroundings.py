@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from mergeline.checkpoints.files import SUFFIXES, checkpoint_files, is_index
 from mergeline.errors import InputError, nearest
 from mergeline.evaluation.sources import columns_of, values_of
-from mergeline.redaction import unset
+from mergeline.redaction import redact, unset
 
 REGISTERED = re.compile(r"models:/[^/@]+(@[^/@]+|/\d+)|runs:/[^/]+/[^/].*")
 """The addresses of MLflow: a version of a registered model, by alias or number, or an artifact of a run."""
@@ -35,6 +36,8 @@ def address_faults(uri: str) -> Iterator[str]:
     elif separator:
         for name in unset(uri):
             yield f"${{{name}}}: the environment has no variable of this name; set it where the run starts"
+        if "${" not in uri and (why := _broken(uri)):
+            yield f"'{redact(uri)}' leads nowhere ({why}); check it"
         known = {"http", "https", "hf", *fsspec.available_protocols()}
         if scheme not in known:
             yield f"'{scheme}://' is not a known kind of address{nearest(scheme, sorted(known))}"
@@ -49,6 +52,18 @@ def address_faults(uri: str) -> Iterator[str]:
             yield str(fault)
     elif uri and Path(uri).suffix not in SUFFIXES:
         yield f"'{uri}' is no kind of checkpoint that is known ({', '.join(SUFFIXES)})"
+
+
+def _broken(uri: str) -> str:
+    """Why an address cannot be taken apart, or ""; what Python says of it may quote a password."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return "its server is written wrongly"
+    try:
+        return "" if parts.scheme not in ("http", "https") or (parts.hostname and parts.port != 0) else "no server"
+    except ValueError:
+        return "the port is no number"
 
 
 def column_faults(place: str, entry: dict[str, Any], dataset: dict[str, Any], name: str, file: Path) -> Iterator[str]:

@@ -251,10 +251,10 @@ def _in_one_sentence(what: str) -> Iterator[None]:
 
 def is_passing(error: Exception) -> bool:
     """Whether a failure of MLflow may pass: no connection, HTTP 429 or 5xx, a database that is locked or away."""
-    from mlflow.exceptions import MlflowException
+    from mlflow.exceptions import InvalidUrlException, MlflowException
 
     if isinstance(error, MlflowException):
-        return _status(error) >= 500 or _status(error) == 429
+        return not isinstance(error, InvalidUrlException) and (_status(error) >= 500 or _status(error) == 429)
     return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(
         ("requests", "urllib3", "sqlalchemy")
     )

@@ -9,6 +9,7 @@ import pytest
 from mergeline.errors import InputError
 from mergeline.plan import Checkpoint, Notify
 from mergeline.plan_file import PlanError, load_plan
+from mergeline.plan_surroundings import address_faults
 from mergeline.redaction import expand, redact, redact_path, scrub
 from tasks.logs import keep_secrets_out
 from tasks.secrets import revealed
@@ -150,3 +151,17 @@ def test_blocks_of_prefect_may_hold_secrets(prefect_server):
     assert revealed("https://me:${block:planted}@host") == "https://me:kept-in-a-block@host"
     with pytest.raises(InputError, match=r"\$\{block:missing\}.*no Secret block"):
         revealed("${block:missing}")
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("http://me:secretive@[::1/x.pt", "its server is written wrongly"),
+        ("https://me:secretive/x.pt", "the port is no number"),
+        ("https:///x.pt", "no server"),
+    ],
+)
+def test_an_address_that_cannot_be_taken_apart_is_a_fault_of_the_plan(uri, why):
+    [fault] = address_faults(uri)
+    assert fault.endswith(f"leads nowhere ({why}); check it")
+    assert not list(address_faults("http://[::1]:8000/x.pt"))

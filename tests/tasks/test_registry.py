@@ -105,6 +105,22 @@ def test_an_alias_that_is_not_there_is_told(client, model, tmp_path):
         locate(f"models:/{model}@champion")
 
 
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("http://me:secretive@[::1", "MLFLOW_TRACKING_URI: is no address that can be taken apart"),
+        ("sqlite://me:secretive", "MLFLOW_TRACKING_URI: is no address that can be taken apart"),
+        ("http://me:secretive@host:99x", "Invalid url"),
+    ],
+)
+def test_an_address_of_mlflow_that_leads_nowhere_is_bad_input(home, monkeypatch, address, sentence):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(InputError, match=sentence) as error:
+        locate("models:/nobody/1")
+    assert "secretive" not in str(error.value) + str(error.value.__cause__)
+    assert "\n" not in str(error.value)
+
+
 def test_no_server_is_a_failure_that_may_pass(home, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as taken:
