@@ -5,35 +5,45 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from flows.command_line import quiet_prefect
 from flows.merge_and_evaluate import merge_and_evaluate
+from flows.search_coefficients import search_coefficients
 from mergeline.errors import InputError
-from mergeline.grid import folder_of, load_cells, on_split, read_grid
+from mergeline.grid import Cell, folder_of, load_cells, on_split, read_grid
 from mergeline.plan import Plan
 from mergeline.redaction import redact
-from mergeline.report.leaderboard import Leaderboard
+from mergeline.report.leaderboard import Leaderboard, Measured
+from mergeline.search.space import plan_at
 from tasks.leaderboard import begin_comparison, identity_of, publish_leaderboard, record_comparison
 from tasks.recording import Part
 from tasks.runners import plan_flow
 
 
 @plan_flow("compare-methods")
-def compare_methods(plan: Plan, cells: Mapping[str, Plan]) -> Leaderboard:
-    """One run per cell, one after the other; what they share is computed by the first and cached for the rest."""
+def compare_methods(plan: Plan, cells: Sequence[Cell]) -> Leaderboard:
+    """One run per cell and repeat, one after the other; what they share is computed by the first and cached."""
     choose, identity = plan.compare and plan.compare.choose, identity_of(plan, cells)
     begin_comparison(plan, identity)
-    measured = {}
-    for name, cell in tqdm(cells.items(), desc="cells", unit="cell", disable=None):
-        tried = merge_and_evaluate(on_split(cell, choose.split)).comparison.result if choose else None
-        measured[name] = cell, merge_and_evaluate(cell, Part(whole=identity, name=name)).comparison.result, tried
+    measured = []
+    for cell in tqdm(cells, desc="cells", unit="cell", disable=None):
+        made = searched(cell.plan) if cell.plan.search else cell.plan
+        tried = merge_and_evaluate(on_split(made, choose.split)).comparison.result if choose else None
+        part = Part(whole=identity, name=cell.name, repeat=cell.repeat)
+        measured.append(Measured(cell=cell, scores=merge_and_evaluate(made, part).comparison.result, tried=tried))
     leaderboard = Leaderboard.of(plan, measured)
     files = publish_leaderboard(plan, leaderboard)
     record_comparison(plan, leaderboard, files, identity)
     return leaderboard
+
+
+def searched(cell: Plan) -> Plan:
+    """The cell with the best coefficients of a search, which is not recorded: it only chooses."""
+    aside = cell.model_copy(update={"tracking": cell.tracking.model_copy(update={"enabled": False})})
+    return plan_at(cell, search_coefficients(aside, cell.output.parent / "searched" / cell.output.name).point)
 
 
 def main() -> int:

@@ -43,12 +43,18 @@ class Recorded(BaseModel):
 
 
 class Part(BaseModel):
-    """What a run is within a comparison. whole: the identity of the record of that; name: of the cell."""
+    """What a run is within a comparison. whole: the identity of the record of that; name, repeat: of the cell."""
 
     model_config = ConfigDict(frozen=True)
 
     whole: str
     name: str
+    repeat: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name of the run."""
+        return ", ".join(filter(None, (self.name, self.repeat)))
 
 
 @task(name="track")
@@ -77,7 +83,7 @@ def record_run(
     files = [path for path in published if _size(path) <= LARGEST]
     tags = _tags(plan, made, stages, identity) | version_tags(plan, made.model.sha256, published)
     if part:
-        tags |= {"mergeline.cell": part.name}
+        tags |= {"mergeline.cell": part.name} | ({"mergeline.repeat": part.repeat} if part.repeat else {})
     aside = tempfile.TemporaryDirectory(dir=state_directory(), prefix=".registered.")
     identified = nullcontext(_within(part, plan, made)) if part else interrupted_or_new(_work(plan, made))
     with identified as record, aside as folder:
@@ -85,7 +91,7 @@ def record_run(
         page = _page_of_run(plan, made, comparison, took, tags, Path(folder))
         files = [page if path.name == page.name else path for path in files]
         run = tracker.record(
-            part.name if part else plan.name,
+            part.label if part else plan.name,
             identity=record,
             part_of=part.whole if part else None,
             params=_params(plan),
