@@ -115,20 +115,6 @@ def _repeats(over: Mapping[str, Sequence[dict[str, Any]]]) -> Iterator[_Repeat]:
             yield _Repeat(name, group, f"compare.over.{group}[{number}]", _folder_name(place, name), changes)
 
 
-def on_split(cell: Plan, split: str) -> Plan:
-    """The same cell, measured on another split of its tasks' data, published aside and not recorded.
-
-    Tasks outside are of no use for a choice, and need not have that split: they are left out.
-    """
-    return cell.model_copy(
-        update={
-            "tasks": [task.model_copy(update={"split": split}) for task in cell.tasks if task.checkpoint is not None],
-            "output": cell.output.parent / f"on-{split}" / cell.output.name,
-            "tracking": cell.tracking.model_copy(update={"enabled": False}),
-        }
-    )
-
-
 def changed(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A plan's sections with others merged over them; lists and plain values are replaced.
 

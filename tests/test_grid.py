@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergeline.errors import InputError
-from mergeline.grid import changed, folder_of, load_cells, on_split, read_grid
+from mergeline.grid import changed, folder_of, load_cells, read_grid
 from mergeline.plan import Plan
 from mergeline.plan_file import PlanError, load_plan
 
@@ -103,22 +103,6 @@ def test_arguments_that_are_no_grid_are_refused(argument: str) -> None:
     with pytest.raises(InputError, match=r"write it as section.field=\[value, value\]"):
         read_grid([argument])
     assert read_grid(["merge.scale=[1, 2.5]"]) == {"merge.scale": [1, 2.5]}
-
-
-def test_a_cell_on_another_split_is_the_same_but_for_its_data_and_its_place() -> None:
-    cell = plans("params.yaml", ["compare={grid: {merge.scale: [1]}}"])["merge.scale=1"]
-    other = on_split(cell, "validation")
-    assert {task.split for task in other.tasks} == {"validation"}
-    assert not other.tracking.enabled and other.output != cell.output
-    differing = {"tasks", "tracking", "output"}
-    assert other.model_dump(exclude=differing) == cell.model_dump(exclude=differing)
-
-
-def test_tasks_outside_do_not_choose() -> None:
-    cell = plans("params.yaml", ["compare={grid: {merge.scale: [1]}}"])["merge.scale=1"]
-    outside = cell.tasks[0].model_copy(update={"name": "outside", "checkpoint": None})
-    other = on_split(cell.model_copy(update={"tasks": [*cell.tasks, outside]}), "validation")
-    assert other.tasks == on_split(cell, "validation").tasks
 
 
 SECTIONS = st.recursive(
