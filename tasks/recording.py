@@ -18,10 +18,9 @@ from mergeline.plan_surroundings import is_registered
 from mergeline.redaction import redact
 from mergeline.report.result import Comparison
 from tasks._env import state_directory
-from tasks.lineage import lineage
 from tasks.measuring import forget, stage_metrics
 from tasks.progress import StageCount
-from tasks.publishing import MODEL, REPORT, Made, facts, html_report, published_files
+from tasks.publishing import REPORT, Made, Report, facts, published_files
 from tasks.registered_model import published_apart, registration, write_model
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class Part(BaseModel):
 
 @task(name="track")
 def record_run(
-    plan: Plan, made: Made, comparison: Comparison, stages: StageCount, part: Part | None = None
+    plan: Plan, made: Made, comparison: Comparison, report: Report, stages: StageCount, part: Part | None = None
 ) -> Recorded:
     """Params, scores of every row, what the stages found, digests, and everything that was published.
 
@@ -88,7 +87,7 @@ def record_run(
     identified = nullcontext(_within(part, plan, made)) if part else interrupted_or_new(_work(plan, made))
     with identified as record, aside as folder:
         model = _registered(plan, made, Path(folder))
-        page = _page_of_run(plan, made, comparison, took, tags, Path(folder))
+        page = _page_of_run(plan, comparison, report, took, tags, Path(folder))
         files = [page if path.name == page.name else path for path in files]
         run = tracker.record(
             part.label if part else plan.name,
@@ -119,7 +118,7 @@ def _tags(plan: Plan, made: Made, stages: StageCount, identity: str) -> dict[str
 
 
 def _page_of_run(
-    plan: Plan, made: Made, comparison: Comparison, took: dict[str, float], tags: dict[str, str], aside: Path
+    plan: Plan, comparison: Comparison, report: Report, took: dict[str, float], tags: dict[str, str], aside: Path
 ) -> Path:
     """The report with what is true of this run alone, which the published one must not say: its bytes are versioned."""
     from mergeline.report.html import RunRecord
@@ -135,7 +134,7 @@ def _page_of_run(
     }
     page = aside / REPORT
     run = RunRecord(facts=shown, timings=_timings(took))
-    page.write_text(redact(html_report(plan, made, comparison, lineage(plan, made, MODEL), run)), encoding="utf-8")
+    page.write_text(redact(report.html(plan, comparison, run)), encoding="utf-8")
     return page
 
 
