@@ -178,7 +178,7 @@ def test_a_cell_is_written_down_without_its_plan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "cells", "repeats"), [("params/mudsc_table.yaml", 8, 4), ("params/pcb_table.yaml", 27, 12)]
+    ("path", "cells", "repeats"), [("params/mudsc_table.yaml", 8, 4), ("params/pcb_table.yaml", 26, 7)]
 )
 def test_the_shipped_comparisons_are_valid(path: str, cells: int, repeats: int) -> None:
     """No method has more settings to choose from than another one."""

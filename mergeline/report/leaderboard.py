@@ -236,11 +236,15 @@ def _numbers(scores: RowScores) -> dict[str, Any]:
 
 
 def _settings(cells: Mapping[str, Plan]) -> dict[str, dict[str, Value]]:
-    """Of every cell, the fields of `align` and `merge` that any of them sets; empty where a cell has no such field."""
+    """Of every cell, the fields of `align` and `merge` that any of them sets; empty where a cell has no such field.
+
+    A search shows as the value of what is searched.
+    """
     written = [dict(_fields(cell, exclude_unset=True)) for cell in cells.values()]
     names = list(
         dict.fromkeys(["align.space", "align.method", "merge.method", *(key for row in written for key in row)])
     )
+    names = [name for name in names if name != "align.balance_search"]
     found = {}
     for cell, plan in cells.items():
         known = dict(_fields(plan, exclude_unset=False))
