@@ -77,8 +77,8 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
     )
     drawn = put_json(comparison.model_dump(mode="json"), "comparison")
     charts = {"chart": draw_comparison.submit(drawn)} if comparison.rows else {}
-    publish_run(plan, made, comparison, progress.results("draw", charts).get("chart"))
-    recorded = record_run(plan, made, comparison, progress.count(), part)
+    report = publish_run(plan, made, comparison, progress.results("draw", charts).get("chart"))
+    recorded = record_run(plan, made, comparison, report, progress.count(), part)
     outcome = Outcome(comparison=comparison, stages=progress.count(), recorded=recorded)
     progress.finish()
     return show_outcome(plan, outcome)

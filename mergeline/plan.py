@@ -237,6 +237,11 @@ class Compare(Section):
     cells: dict[Annotated[str, Field(min_length=1)], dict[str, Any]] = Field(
         default={}, description="name of a cell -> what it changes in the plan: {weight zip: {align: {space: weight}}}"
     )
+    over: dict[Annotated[str, Field(min_length=1)], Annotated[list[dict[str, Any]], Field(min_length=1)]] = Field(
+        default={},
+        description="name -> repeats, each what it changes in the plan: every cell is tried in all of them, and its "
+        "score is the mean: {4 of 6 models: [{checkpoints: [...], tasks: [...]}, ...]}",
+    )
     choose: Choose | None = Field(default=None, description="mark the best cell of every merging method")
     metric: Literal["mean", "joint"] = Field(default="mean", description="what the cells are ranked by")
 

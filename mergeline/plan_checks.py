@@ -11,7 +11,14 @@ from mergeline.evaluation.sources import splits_of
 from mergeline.merging import registry
 from mergeline.merging.patterns import pattern_faults
 from mergeline.plan import INITIAL, Merge
-from mergeline.plan_surroundings import address_faults, architecture_faults, class_faults, column_faults, output_faults
+from mergeline.plan_surroundings import (
+    address_faults,
+    architecture_faults,
+    class_faults,
+    column_faults,
+    output_faults,
+    sample_faults,
+)
 from mergeline.search.space import check_searchable
 
 RESERVED = (INITIAL, "merged", "ensemble", "average", "aligned-average", "unaligned-mean", "unaligned-first")
@@ -103,6 +110,8 @@ def _split_faults(place: str, entry: dict[str, Any], datasets: dict[str, Any], d
         yield f"{place}.split: '{split}' is not a split of {folder} ({', '.join(splits)}){nearest(split, splits)}"
     else:
         yield from column_faults(place, entry, datasets[name], name, splits[split])
+        if place == "calibration":
+            yield from sample_faults(entry, splits[split])
 
 
 def _task_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from mergeline.checkpoints.files import SUFFIXES, checkpoint_files, is_index
 from mergeline.errors import InputError, nearest
-from mergeline.evaluation.sources import columns_of, values_of
+from mergeline.evaluation.sources import columns_of, rows_of, values_of
 from mergeline.redaction import redact, unset
 
 REGISTERED = re.compile(r"models:/[^/@]+(@[^/@]+|/\d+)|runs:/[^/]+/[^/].*")
@@ -86,6 +86,22 @@ def column_faults(place: str, entry: dict[str, Any], dataset: dict[str, Any], na
         values = values_of(file, column)
         if str(value) not in values:
             yield f"{place}.where.{column}: no row of {file} has '{value}'{nearest(str(value), values, listed=True)}"
+
+
+def sample_faults(calibration: dict[str, Any], file: Path) -> Iterator[str]:
+    """A sample of more rows than a split has; what cannot be read or counted is said elsewhere."""
+    sample, draw, where = calibration.get("sample"), calibration.get("draw", 0), calibration.get("where") or {}
+    if file.is_dir() or not isinstance(sample, int) or not isinstance(draw, int) or not isinstance(where, dict):
+        return
+    try:
+        rows = rows_of(file, where)
+    except (OSError, KeyError, pyarrow.ArrowException):
+        return
+    if sample * (draw + 1) > rows:
+        yield (
+            f"calibration.sample: sample {draw} of {sample} rows each needs {sample * (draw + 1)} rows, and {file} has "
+            f"{rows} of these; draw fewer, or a lower number"
+        )
 
 
 def class_faults(place: str, task: dict[str, Any], dataset: dict[str, Any]) -> Iterator[str]:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class DataSlice(BaseModel):
-    """The rows of a Parquet file whose columns have the values of `where`, and how pictures are read from them."""
+    """The rows of a Parquet file whose columns have the values of `where`, and how pictures are read from them.
+
+    sample, draw: only so many of these rows, and which (`mergeline.evaluation.datasets.sample_rows`).
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -28,6 +31,8 @@ class DataSlice(BaseModel):
     label_column: str
     mean: float
     std: float
+    sample: int | None = None
+    draw: int = 0
 
     def load(self) -> LabelledImages:
         """Decode the pictures; several stages that look at the same slice decode it once.
@@ -39,10 +44,17 @@ class DataSlice(BaseModel):
         with _decoding:
             import mergeline.evaluation.metrics  # noqa: F401
 
-            return _load(self.file.path, tuple(self.where.items()), *columns, self.mean, self.std)
+            found = _load(self.file.path, tuple(self.where.items()), *columns, self.mean, self.std)
+            if self.sample is None:
+                return found
+            from mergeline.evaluation.datasets import sample_rows
+
+            return sample_rows(found, self.sample, self.draw)
 
 
-def take_slice(dataset: Dataset, split: str, where: dict[str, str]) -> DataSlice:
+def take_slice(
+    dataset: Dataset, split: str, where: dict[str, str], sample: int | None = None, draw: int = 0
+) -> DataSlice:
     """Bring a split into the content store."""
     return DataSlice(
         file=_take_split(dataset, split),
@@ -51,6 +63,8 @@ def take_slice(dataset: Dataset, split: str, where: dict[str, str]) -> DataSlice
         label_column=dataset.label_column,
         mean=dataset.mean,
         std=dataset.std,
+        sample=sample,
+        draw=draw,
     )
 
 

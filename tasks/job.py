@@ -239,7 +239,8 @@ class Job:
 
     def _calibration(self, where: dict[str, str]) -> DataSlice:
         calibration = self._calibration_options
-        return take_slice(self.plan.datasets[calibration.dataset], calibration.split, where)
+        dataset = self.plan.datasets[calibration.dataset]
+        return take_slice(dataset, calibration.split, where, calibration.sample, calibration.draw)
 
     def alignments(self, options: Align) -> dict[str, Align]:
         """The options to align with, by their balance: one, or all that are to be tried."""

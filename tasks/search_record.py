@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from mergeline.comparison import RESULT
 from mergeline.plan import Plan, Search
 from mergeline.report.result import Comparison, RowScores
-from mergeline.search.space import overlay, settings
+from mergeline.search.space import Point, overlay, settings
 from mergeline.search.study import Study, Trial, best_of
 from tasks.tracking import Tracker
 
@@ -102,7 +102,7 @@ class SearchRecord:
 
 
 class SearchOutcome(BaseModel):
-    """What a search comes to. settings: the best point as arguments of `--set`; file: the same as YAML.
+    """What a search comes to. point: the best one; settings: it as arguments of `--set`; file: the same as YAML.
 
     trials_before: how many of the trials had been made by an earlier search.
     """
@@ -113,6 +113,7 @@ class SearchOutcome(BaseModel):
     number: int
     value: float
     plan_value: float
+    point: Point
     settings: list[str]
     file: Path
     trials: int
@@ -177,6 +178,7 @@ def publish_best(
         number=best.number,
         value=best.value,
         plan_value=plan_value,
+        point=best.point,
         settings=settings(plan, best.point),
         file=file,
         trials=len(trials),

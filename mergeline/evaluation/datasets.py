@@ -87,6 +87,21 @@ def read_images(
     return LabelledImages(images, torch.tensor(values), tuple(labels.names))
 
 
+def sample_rows(pictures: LabelledImages, count: int, draw: int = 0) -> LabelledImages:
+    """`count` of the pictures, in their order: part number `draw` of one shuffled order, so that draws share none.
+
+    Raises InputError where there are not so many pictures.
+    """
+    if count * (draw + 1) > len(pictures):
+        raise InputError(
+            f"calibration.sample: sample {draw} of {count} rows each needs {count * (draw + 1)} rows, and there are "
+            f"{len(pictures)}; draw fewer, or a lower number"
+        )
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
+    rows = order[count * draw : count * (draw + 1)].sort().values
+    return LabelledImages(pictures.images[rows], pictures.labels[rows], pictures.class_names)
+
+
 def _require(name: str, existing: Iterable[str], what: str) -> None:
     existing = list(existing)
     if name not in existing:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from mergeline.errors import InputError
-from mergeline.evaluation.score import MetricName, Score
+from mergeline.evaluation.score import MetricName, Score, mean_and_error
 
 
 def predict_logits(module: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
@@ -106,9 +106,8 @@ def _answers(scores: Tensor, labels: Tensor, classes: Sequence[int] | None) -> t
 
 def mean_score(scores: Sequence[Score]) -> Score:
     """Mean over independent tasks, each of the same weight; standard errors add in squares."""
-    n = len(scores)
-    error = sqrt(sum(score.standard_error**2 for score in scores)) / n
-    return Score(sum(score.value for score in scores) / n, error, sum(score.count for score in scores))
+    value, error = mean_and_error([score.value for score in scores], [score.standard_error for score in scores])
+    return Score(value, error, sum(score.count for score in scores))
 
 
 def ensemble_probabilities(logits: Sequence[Tensor], classes: Sequence[int] | None = None) -> Tensor:

@@ -336,5 +336,5 @@ def test_whoever_waits_for_a_run_hears_that_the_check_before_it_failed(
 def test_cells_of_a_grid_register_and_tell_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     own = ["registry={model: m}", "promotion={floor: 0.5}", "notify.on=[success]"]
-    for cell in load_cells("params.yaml", own, {"merge.keep_ratio": [0.1, 0.2]}).values():
-        assert (cell.registry, cell.promotion, cell.notify.on) == (None, None, [])
+    for cell in load_cells("params.yaml", own, {"merge.keep_ratio": [0.1, 0.2]}):
+        assert (cell.plan.registry, cell.plan.promotion, cell.plan.notify.on) == (None, None, [])
