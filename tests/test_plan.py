@@ -47,7 +47,9 @@ def test_addresses_of_mlflow_are_valid_and_nothing_is_asked(uri):
 def test_what_has_no_effect_are_fields_of_the_plan():
     assert BESIDE < WITHOUT_EFFECT < set(Plan.model_fields)
     effective = {"name", "architecture", "checkpoints", "datasets", "calibration", "align", "merge", "tasks"}
-    assert set(Plan.model_fields) - WITHOUT_EFFECT == effective | {"evaluation", "export"}, "new: which of the two?"
+    assert set(Plan.model_fields) - WITHOUT_EFFECT == effective | {"evaluation", "export", "landscape"}, (
+        "new: which of the two?"
+    )
 
 
 def test_families_are_bases_in_the_order_of_their_task_models():
