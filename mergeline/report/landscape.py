@@ -35,7 +35,7 @@ def draw_plane(landscape: LossLandscape) -> bytes:
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
     ratio = (plane.ys[-1] - plane.ys[0]) / (plane.xs[-1] - plane.xs[0])
-    with _drawing(2 * WIDTH, 1.1 + rows * (0.5 + min(1.2, ratio) * 1.7 * WIDTH / columns)) as figure:
+    with _drawing(WIDTH, 0.9 + rows * (0.42 + min(1.2, ratio) * 0.62 * WIDTH / columns)) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for panel, task in zip(panels, shown, strict=False):
             values = np.clip(np.asarray(losses[task]), low, high)
@@ -43,13 +43,17 @@ def draw_plane(landscape: LossLandscape) -> bytes:
             panel.contour(plane.xs, plane.ys, values, levels=levels, colors="white", linewidths=0.3, alpha=0.6)
             marks = _mark_models(panel, landscape)
             panel.set_aspect("equal")
-            panel.set_title(task, loc="left", fontweight="bold" if task == MEAN else "normal")
+            panel.set_title(task, loc="left", fontsize=8, fontweight="bold" if task == MEAN else "normal")
+            panel.tick_params(labelsize=7)
+            panel.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+            panel.yaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
         for panel in panels[len(shown) :]:
             panel.set_visible(False)
         bar = figure.colorbar(drawn, ax=panels[: len(shown)].tolist(), ticks=levels[::3], format="%.2g", shrink=0.8)
         bar.set_label("cross-entropy")
         bar.ax.minorticks_off()
-        figure.legend(*marks, loc="outside lower left", ncols=2, frameon=False)
+        bar.ax.tick_params(labelsize=7)
+        figure.legend(*marks, loc="outside lower left", ncols=2, frameon=False, fontsize=7)
         return _png(figure)
 
 
@@ -64,14 +68,14 @@ def _mark_models(panel: Any, landscape: LossLandscape) -> tuple[list[Any], list[
             shape, label = next(shapes), f"model {model.name}"
         else:
             continue
-        size = 160 if shape == "*" else 55
+        size = 110 if shape == "*" else 35
         handles.append(panel.scatter([model.x], [model.y], s=size, marker=shape, color="white", edgecolors="black"))
         labels.append(label)
     others = [model for model in landscape.plane.models if model.name not in (RESULT, *landscape.plane.anchors)]
     if others:
         places = [model.x for model in others], [model.y for model in others]
-        handles.append(panel.scatter(*places, s=45, marker="o", facecolors="none", edgecolors="white"))
-        labels.append("other task models: the nearest point of the plane")
+        handles.append(panel.scatter(*places, s=18, marker="o", color="0.55", edgecolors="white"))
+        labels.append("other task models (nearest point)")
     limits = landscape.plane.xs, landscape.plane.ys
     panel.set_xlim(limits[0][0], limits[0][-1])
     panel.set_ylim(limits[1][0], limits[1][-1])
@@ -81,7 +85,7 @@ def _mark_models(panel: Any, landscape: LossLandscape) -> tuple[list[Any], list[
 def draw_lines(landscape: LossLandscape) -> bytes:
     """PNG: the loss along every line, mean over the tasks in bold, and the straight line that a barrier rises above."""
     count = len(landscape.lines)
-    with _drawing(1.5 * WIDTH, 0.3 + 2.8 * count) as figure:
+    with _drawing(WIDTH, 0.2 + 2.5 * count) as figure:
         for panel, line in zip(figure.subplots(count, 1, squeeze=False).ravel(), landscape.lines, strict=True):
             for curve in line.curves:
                 _draw_curve(panel, line, curve)
@@ -174,7 +178,7 @@ def _drawing(width: float, height: float) -> Iterator[Figure]:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update({"font.size": 9, "font.family": "DejaVu Sans", "text.parse_math": False})
-        figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
 
