@@ -54,6 +54,22 @@ def test_a_result_that_was_published_in_part_is_not_mixed_with_another(kitchen, 
     check_end(merge, unbroken.expected)
 
 
+def test_a_landscape_goes_on_with_the_rows_that_are_missing(kitchen, unbroken, tmp_path):
+    """Killed in its third row or line; a plan without one then publishes none."""
+    merge, wanted = Merge(kitchen, tmp_path / "landscape", small_plan()), "landscape={points: 3, line_points: 3}"
+    code = merge.run(wanted, kill=("measure-losses", 15))
+    begun = merge.computed().count("measure-losses")
+    assert (code, begun > 1) == (KILLED, True), begun
+    assert merge.run(wanted) == 0
+    assert begun - 1 + merge.computed().count("measure-losses") == 8, "3 rows, the models, 2 lines in 2 states"
+    assert merge.repeated() == []
+    assert set(published(merge.output)) - set(unbroken.expected) == {
+        f"landscape/{name}" for name in ("landscape.json", "plane.png", "lines.png")
+    }
+    assert merge.run() == 0
+    assert published(merge.output) == unbroken.expected
+
+
 def test_two_runs_at_once_do_every_stage_once(kitchen, unbroken, tmp_path):
     merge = Merge(kitchen, tmp_path / "two", small_plan())
     assert merge.run_together([merge.request("workers=2") for _ in range(2)]) == [0, 0]
