@@ -55,13 +55,14 @@ def test_a_result_that_was_published_in_part_is_not_mixed_with_another(kitchen, 
 
 
 def test_a_landscape_goes_on_with_the_rows_that_are_missing(kitchen, unbroken, tmp_path):
-    """Killed in its third row or line; a plan without one then publishes none."""
+    """Killed among its rows and lines; a plan without one then publishes none."""
     merge, wanted = Merge(kitchen, tmp_path / "landscape", small_plan()), "landscape={points: 3, line_points: 3}"
-    code = merge.run(wanted, kill=("measure-losses", 15))
+    code = merge.run(wanted, kill=("measure-losses", 40))
     begun = merge.computed().count("measure-losses")
     assert (code, begun > 1) == (KILLED, True), begun
     assert merge.run(wanted) == 0
-    assert begun - 1 + merge.computed().count("measure-losses") == 8, "3 rows, the models, 2 lines in 2 states"
+    calls = 3 + 1 + 2 * 2  # rows, the models themselves, two lines in two states
+    assert begun + merge.computed().count("measure-losses") in (calls, calls + 1), "only the killed one is begun again"
     assert merge.repeated() == []
     assert set(published(merge.output)) - set(unbroken.expected) == {
         f"landscape/{name}" for name in ("landscape.json", "plane.png", "lines.png")
