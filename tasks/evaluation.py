@@ -91,7 +91,7 @@ def measure(
         if calibration_batch is not None:
             measuring = [calibrated(module, domain.calibration, calibration_batch) for module in modules]
         try:
-            logits = [_logits(module, domain, batch_size) for module in measuring]
+            logits = [domain_logits(module, domain, batch_size) for module in measuring]
             for task, asked in domain.tasks.items():
                 probabilities = ensemble_probabilities(logits, asked.classes)
                 score = score_by(asked.metric, probabilities, measured.labels, asked.classes)
@@ -110,7 +110,8 @@ def measure(
     )
 
 
-def _logits(module: nn.Module, domain: Domain, batch_size: int) -> Tensor:
+def domain_logits(module: nn.Module, domain: Domain, batch_size: int) -> Tensor:
+    """Logits [n, c] of all classes for the examples of a domain; InputError for labels outside the classes."""
     from mergeline.evaluation.metrics import check_labels, predict_logits
     from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
 
