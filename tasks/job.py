@@ -126,7 +126,9 @@ class Job:
             merge = row.merge
             asked = {"method": merge.method, "options": merge.options, "by_pattern": merge.options_by_pattern}
             members = {"names": list(row.members), "models": inputs, "tasks": list(tasks.values())}
-            return {"together": shared | members | asked}
+            return {"together": shared | members | asked | {"own": options.classes != "any"}}
+        if kind == "gram":
+            shared["own"] = options.classes == "own"
         return {
             name: shared
             | {
