@@ -14,7 +14,7 @@ from tasks.chart import draw_comparison
 from tasks.checkpoints import download_checkpoint
 from tasks.dashboard import show_outcome
 from tasks.evaluation import evaluate
-from tasks.evidence import collector
+from tasks.evidence import collector, each
 from tasks.exporting import export_model
 from tasks.families import represent_family
 from tasks.findings import Aligned, map_similarity
@@ -121,7 +121,7 @@ def measure_models(
         for model, arguments in models.items()
     }
     found = progress.results("measure", measured)
-    evidence = {name: [found[f"{name} {model}"] for model in models] for name, models in asked.items()}
+    evidence = {name: each(found[f"{name} {model}"] for model in models) for name, models in asked.items()}
     return {name: inputs.model_copy(update={"evidence": evidence[name]}) for name, inputs in merges.items()}
 
 

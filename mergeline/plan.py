@@ -98,6 +98,11 @@ class Evidence(Section):
 
     split: str = Field(default="calibration", description="never the one that measures the result")
     batches: int | None = Field(default=4, gt=0, description="of the calibration's batch size, per task; null: all")
+    classes: Literal["any", "own"] | None = Field(
+        default=None,
+        description="what regmean and regmean_plusplus take: examples of any class, or of the task's own, whose labels "
+        "are read; where not given, any for the first and own for the second",
+    )
 
 
 class Merge(BaseModel):

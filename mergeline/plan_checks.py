@@ -248,6 +248,8 @@ def _evidence_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> 
     split = evidence.get("split", "calibration") if isinstance(evidence, dict) else "calibration"
     if any(task.get("split", "test") == split for task in tasks):
         yield f"merge.evidence.split: tasks are measured on '{split}'; weigh the models by other data"
+    if isinstance(evidence, dict) and evidence.get("classes") == "any" and registry.get(name).evidence == "fisher":
+        yield "merge.evidence.classes: 'fisher' takes labels among the task's own classes; leave it out"
     if isinstance(datasets := raw.get("datasets"), dict):
         faults = (_split_faults("merge.evidence", {**task, "split": split}, datasets, split) for task in tasks)
         yield from dict.fromkeys(fault for found in faults for fault in found)

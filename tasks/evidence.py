@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from prefect import Task
 from pydantic import BaseModel, ConfigDict
@@ -35,8 +35,10 @@ class TaskData(BaseModel):
 
         return labelled_batches(examples.images, examples.labels, self.classes, count, batch_size)
 
-    def pictures(self, count: int | None, batch_size: int) -> list[Tensor]:
-        """Batches of pictures of any class."""
+    def pictures(self, count: int | None, batch_size: int, own: bool) -> list[Tensor]:
+        """Batches of pictures of any class, or of the task's own."""
+        if own:
+            return [images for images, _ in self.labelled(count, batch_size)]
         examples = self.examples.load()
         from mergeline.evidence.batches import spread
 
@@ -76,20 +78,64 @@ def collect_grams(
     tasks: list[TaskData],
     batches: int | None,
     batch_size: int,
+    own: bool = False,
 ) -> ArtifactRef:
     """The Gram matrices of the inputs of a model's layers, in the unit order that it is merged in, over all its tasks.
 
-    No labels are looked at.
+    Labels are looked at only to find the pictures of the tasks' own classes, where these are wanted.
     """
     from mergeline.evidence.gram import gram_matrices
 
-    pictures = [batch for task in tasks for batch in task.pictures(batches, batch_size)]
+    pictures = [batch for task in tasks for batch in task.pictures(batches, batch_size, own)]
     return _put(gram_matrices(_module(model, architecture), pictures), "grams", name)
 
 
-def collector(merge: Merge) -> Task[..., ArtifactRef]:
+class Collected(BaseModel):
+    """What was measured of each model, where one stage measures all of them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    evidence: list[ArtifactRef]
+
+
+@stage("collect-merged-grams")
+def collect_merged_grams(
+    names: list[str],
+    models: MergeInputs,
+    architecture: ArchitectureSpec,
+    tasks: list[list[TaskData]],
+    batches: int | None,
+    batch_size: int,
+    own: bool,
+    method: str,
+    options: dict[str, Any],
+    by_pattern: dict[str, dict[str, Any]],
+) -> Collected:
+    """For each model the Gram matrices of the layers' inputs on the data of its tasks, in the merged model.
+
+    Layers are merged one after the other on the way, so this is one stage for all models, and depends on the options
+    of the merge. Where models are measured on the same pictures, they weigh the same, and the result is their average:
+    so each has pictures of its own classes, unless the plan wants any.
+    """
+    from mergeline.evidence.merged_gram import merged_gram_matrices
+    from mergeline.merging.patterns import option_of
+
+    readers, _ = models.open()
+    pictures = [[batch for task in its for batch in task.pictures(batches, batch_size, own)] for its in tasks]
+    alpha = option_of("alpha", method, options, by_pattern)
+    found = merged_gram_matrices(architecture.load(readers[0]), readers, pictures, alpha=alpha)
+    return Collected(evidence=[_put(own, "grams", name) for name, own in zip(names, found, strict=True)])
+
+
+def collector(merge: Merge) -> Task[..., ArtifactRef] | Task[..., Collected]:
     """The stage that collects what a method declares as its evidence."""
-    return {"fisher": collect_fisher, "gram": collect_grams}[evidence_of(merge) or ""]
+    stages: dict[str, Any] = {"fisher": collect_fisher, "gram": collect_grams, "merged_gram": collect_merged_grams}
+    return stages[evidence_of(merge) or ""]
+
+
+def each(found: Iterable[ArtifactRef | Collected]) -> list[ArtifactRef]:
+    """What was measured of each model, whichever stages did it."""
+    return [ref for one in found for ref in (one.evidence if isinstance(one, Collected) else [one])]
 
 
 def _module(model: MergeInputs, architecture: ArchitectureSpec) -> nn.Module:

@@ -98,6 +98,13 @@ def test_overrides_reach_every_depth():
         ("calibration=null", "calibration: is missing; the models of `tasks` are evaluated with it"),
         ("merge={method: fisher, evidence: {split: tset}}", "merge.evidence.split: 'tset' is not a split"),
         ("merge={method: fisher, evidence: {split: test}}", "merge.evidence.split: tasks are measured on 'test'"),
+        (
+            "merge={method: fisher, evidence: {classes: any}}",
+            "merge.evidence.classes: 'fisher' takes labels among the task's own classes; leave it out",
+        ),
+        ("merge={method: regmean_plusplus, evidence: {split: test}}", "merge.evidence.split: tasks are measured on"),
+        ("merge={method: regmean_plusplus, evidence: {classes: mine}}", "merge.evidence.classes"),
+        ("merge={method: wudi_closed, ridge: 0}", "merge.ridge"),
         ("merge={method: regmean, evidence: {spilt: test}}", "merge.evidence.spilt: unknown key; did you mean 'split'"),
         (
             "checkpoints[2].base=initial",

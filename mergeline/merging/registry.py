@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Granularity = Literal["model", "layer", "tensor"]
-Evidence = Literal["fisher", "gram"]
+Evidence = Literal["fisher", "gram", "merged_gram"]
 Models = tuple[int, int | None]
 
 REQUIRED = inspect.Parameter.empty
@@ -165,7 +165,8 @@ def method(
     iterates over its rows as [n, c] float32 pieces, each valid until the next is taken; size is their length together.
     granularity: which tensors are one group unless the user says otherwise.
     evidence: "fisher": one number per parameter, [n, c] float32 like the rows. "gram": the products of the inputs of a
-    weight, [n, in, in] float32, or None for a tensor without one.
+    weight, [n, in, in] float32, or None for a tensor without one. "merged_gram": the same, of the inputs that the
+    weight has in the merged model.
     models: the least and the most task models (None: no limit).
     What the law tests take from the declaration: symmetric: the order of the models changes no bit. idempotent: equal
     models merge to themselves, one model to itself, but for rounding. examples: values for options without a default.
