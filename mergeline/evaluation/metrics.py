@@ -1,4 +1,4 @@
-"""How well a model tells classes apart, with the standard error that its number of pictures allows."""
+"""How well a model tells classes apart, with the standard error that its number of examples allows."""
 
 from collections.abc import Callable, Sequence
 from math import sqrt
@@ -12,8 +12,8 @@ from mergeline.errors import InputError
 from mergeline.evaluation.score import MetricName, Score
 
 
-def predict_logits(module: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
-    """The module's outputs [n, d] for images [n, c, h, w], float32 on the CPU; batches go to the module's device.
+def predict_logits(module: nn.Module, inputs: Tensor, batch_size: int = 256) -> Tensor:
+    """The module's outputs [n, d] for inputs [n, ...], float32 on the CPU; batches go to the module's device.
 
     Raises InputError where the module is in training mode: its statistics would change while it is measured.
     """
@@ -21,7 +21,7 @@ def predict_logits(module: nn.Module, images: Tensor, batch_size: int = 256) -> 
         raise InputError("predict_logits: the module is in training mode; call .eval() first.")
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     with torch.no_grad():
-        outputs = torch.cat([module(batch.to(device)).float().cpu() for batch in images.split(batch_size)])
+        outputs = torch.cat([module(batch.to(device)).float().cpu() for batch in inputs.split(batch_size)])
     return check_finite(outputs)
 
 
@@ -44,11 +44,11 @@ def check_labels(labels: Tensor, count: int, having: str) -> None:
 
 
 def accuracy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> Score:
-    """Share of pictures whose true class scores highest among `classes` (default: all).
+    """Share of examples whose true class scores highest among `classes` (default: all).
 
-    scores: [n, c], anything that grows with belief; labels: [n] int64. Pictures of other classes are left out.
+    scores: [n, c], anything that grows with belief; labels: [n] int64. Examples of other classes are left out.
     Ties go to the class named first. Standard error: that of a share, sqrt(p (1 - p) / n).
-    Raises InputError where a class does not exist or no picture is left.
+    Raises InputError where a class does not exist or no example is left.
     """
     predicted, true, _ = _answers(scores, labels, classes)
     value = float(multiclass_accuracy(predicted, true, num_classes=scores.shape[1], average="micro"))
@@ -100,7 +100,7 @@ def _answers(scores: Tensor, labels: Tensor, classes: Sequence[int] | None) -> t
     chosen = _chosen(classes, scores.shape[1])
     kept = torch.isin(labels, torch.tensor(chosen))
     if not kept.any():
-        raise InputError(f"classes {chosen}: there is no picture of them.")
+        raise InputError(f"classes {chosen}: there is no example of them.")
     return torch.tensor(chosen)[scores[kept][:, chosen].argmax(dim=1)], labels[kept], chosen
 
 
