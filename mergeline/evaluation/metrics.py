@@ -10,19 +10,22 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from mergeline.errors import InputError
 from mergeline.evaluation.score import MetricName, Score
+from mergeline.evaluation.tokens import are_tokens, batches_by_length
 
 
 def predict_logits(module: nn.Module, inputs: Tensor, batch_size: int = 256) -> Tensor:
     """The module's outputs [n, d] for inputs [n, ...], float32 on the CPU; batches go to the module's device.
 
-    Raises InputError where the module is in training mode: its statistics would change while it is measured.
+    Texts [n, 2, length] are taken in batches of like length. Raises InputError where the module is in training mode:
+    its statistics would change while it is measured.
     """
     if module.training:
         raise InputError("predict_logits: the module is in training mode; call .eval() first.")
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    batches, places = batches_by_length(inputs, batch_size) if are_tokens(inputs) else (inputs.split(batch_size), None)
     with torch.no_grad():
-        outputs = torch.cat([module(batch.to(device)).float().cpu() for batch in inputs.split(batch_size)])
-    return check_finite(outputs)
+        outputs = torch.cat([module(batch.to(device)).float().cpu() for batch in batches])
+    return check_finite(outputs if places is None else outputs[places])
 
 
 def check_finite(outputs: Tensor) -> Tensor:

@@ -59,8 +59,3 @@ def tokenize(texts: Sequence[str], tokenizer: Path, max_length: int = 128) -> Te
     encoder.enable_truncation(max_length)
     encoded = encoder.encode_batch(list(texts))
     return torch.tensor([[one.ids, one.attention_mask] for one in encoded])
-
-
-def attention_mask(inputs: Tensor) -> Tensor:
-    """Which tokens of a batch [b, 2, length] are of a text and not padding, [b, length] bool."""
-    return inputs[:, 1].bool()

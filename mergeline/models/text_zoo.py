@@ -14,13 +14,14 @@ from torch.nn import functional
 from mergeline.evaluation.debian_packages import CLASS_NAMES, TASKS
 from mergeline.evaluation.metrics import accuracy, predict_logits
 from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
-from mergeline.evaluation.texts import attention_mask, read_texts
+from mergeline.evaluation.texts import read_texts
+from mergeline.evaluation.tokens import without_padding
 from mergeline.models.build import build_model
 from mergeline.models.training import learning_rates, reproducible
 
 FACTORY = "mergeline.models.text_encoder:sentence_bert"
 MAX_LENGTH = 20
-"""Tokens of a description that are looked at; one in fifty has more."""
+"""Tokens of a description that are looked at; one in a hundred has more."""
 
 
 class TextRecipe(BaseModel):
@@ -74,9 +75,7 @@ def fine_tune(
     for _ in range(recipe.epochs):
         for rows in torch.randperm(len(inputs), generator=generator).split(recipe.batch_size):
             optimizer.param_groups[0]["lr"] = next(rates)
-            batch = inputs[rows]
-            longest = int(attention_mask(batch).sum(dim=1).max())
-            logits = prototype_logits(module(batch[:, :, :longest]), prototypes, recipe.scale)
+            logits = prototype_logits(module(without_padding(inputs[rows])), prototypes, recipe.scale)
             optimizer.zero_grad()
             functional.cross_entropy(logits, labels[rows]).backward()
             optimizer.step()
