@@ -34,6 +34,14 @@ def test_the_shipped_plans_are_valid(path):
     assert load_plan(path).tasks
 
 
+@pytest.mark.parametrize("path", ["params/text.yaml", "params/text_table.yaml"])
+def test_the_shipped_plans_of_texts_lack_nothing_but_the_zoo_that_is_made_on_demand(path, tmp_path):
+    here = tmp_path / "plan.yaml"
+    here.write_text(Path(path).read_text().replace("data/text_zoo/", f"{tmp_path}/text_zoo/"))
+    faults = faults_of(path=here)
+    assert faults and all("text_zoo" in fault and "does not exist" in fault for fault in faults)
+
+
 @pytest.mark.parametrize("uri", ["models:/two-teams@champion", "models:/two teams/3", "runs:/abc/model/x.safetensors"])
 def test_addresses_of_mlflow_are_valid_and_nothing_is_asked(uri):
     from mergeline.preflight.sources import ask, local_path
