@@ -84,7 +84,7 @@ class MeasuredTeam(Team):
     def own_batches(self, classes: tuple[int, ...]) -> list[torch.Tensor]:
         """The calibration pictures of some classes: what a specialist's own data look like."""
         data = pictures("calibration", self.domain)
-        return [images for images, _ in labelled_batches(data.images, data.labels, classes, None, 100)]
+        return [inputs for inputs, _ in labelled_batches(data.inputs, data.labels, classes, None, 100)]
 
     def chosen(self, method: str) -> dict[str, Any]:
         """The setting that the validation pictures choose, measured on the test pictures; seconds of one merge."""

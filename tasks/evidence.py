@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TaskData(BaseModel):
-    """What one task measures a model on: pictures, the prototypes of all classes, and those of the task."""
+    """What one task measures a model on: examples, the prototypes of all classes, and those of the task."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,20 +29,20 @@ class TaskData(BaseModel):
     classes: list[int]
 
     def labelled(self, count: int | None, batch_size: int) -> list[tuple[Tensor, Tensor]]:
-        """Batches of pictures of the task's classes, labelled by their place among these; `count` batches, or all."""
+        """Batches of inputs of the task's classes, labelled by their place among these; `count` batches, or all."""
         examples = self.examples.load()
         from mergeline.evidence.batches import labelled_batches
 
-        return labelled_batches(examples.images, examples.labels, self.classes, count, batch_size)
+        return labelled_batches(examples.inputs, examples.labels, self.classes, count, batch_size)
 
-    def pictures(self, count: int | None, batch_size: int, own: bool) -> list[Tensor]:
-        """Batches of pictures of any class, or of the task's own."""
+    def unlabelled(self, count: int | None, batch_size: int, own: bool) -> list[Tensor]:
+        """Batches of inputs of any class, or of the task's own."""
         if own:
-            return [images for images, _ in self.labelled(count, batch_size)]
+            return [inputs for inputs, _ in self.labelled(count, batch_size)]
         examples = self.examples.load()
         from mergeline.evidence.batches import spread
 
-        return list(spread(examples.images, count, batch_size).split(batch_size))
+        return list(spread(examples.inputs, count, batch_size).split(batch_size))
 
     def logits(self) -> Callable[[Tensor], Tensor]:
         """Embeddings [b, d] -> logits [b, classes of the task]."""
@@ -86,8 +86,8 @@ def collect_grams(
     """
     from mergeline.evidence.gram import gram_matrices
 
-    pictures = [batch for task in tasks for batch in task.pictures(batches, batch_size, own)]
-    return _put(gram_matrices(_module(model, architecture), pictures), "grams", name)
+    found = [batch for task in tasks for batch in task.unlabelled(batches, batch_size, own)]
+    return _put(gram_matrices(_module(model, architecture), found, attended=_attended(tasks)), "grams", name)
 
 
 class Collected(BaseModel):
@@ -121,9 +121,10 @@ def collect_merged_grams(
     from mergeline.merging.patterns import option_of
 
     readers, _ = models.open()
-    pictures = [[batch for task in its for batch in task.pictures(batches, batch_size, own)] for its in tasks]
+    inputs = [[batch for task in its for batch in task.unlabelled(batches, batch_size, own)] for its in tasks]
     alpha = option_of("alpha", method, options, by_pattern)
-    found = merged_gram_matrices(architecture.load(readers[0]), readers, pictures, alpha=alpha)
+    attended = _attended([task for its in tasks for task in its])
+    found = merged_gram_matrices(architecture.load(readers[0]), readers, inputs, alpha=alpha, attended=attended)
     return Collected(evidence=[_put(own, "grams", name) for name, own in zip(names, found, strict=True)])
 
 
@@ -136,6 +137,13 @@ def collector(merge: Merge) -> Task[..., ArtifactRef] | Task[..., Collected]:
 def each(found: Iterable[ArtifactRef | Collected]) -> list[ArtifactRef]:
     """What was measured of each model, whichever stages did it."""
     return [ref for one in found for ref in (one.evidence if isinstance(one, Collected) else [one])]
+
+
+def _attended(tasks: list[TaskData]) -> Callable[[Tensor], Tensor] | None:
+    """Which positions of inputs count: of texts, those that are not padding."""
+    from mergeline.evaluation.tokens import attention_mask
+
+    return attention_mask if any(task.examples.has_texts for task in tasks) else None
 
 
 def _module(model: MergeInputs, architecture: ArchitectureSpec) -> nn.Module:

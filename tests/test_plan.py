@@ -34,6 +34,14 @@ def test_the_shipped_plans_are_valid(path):
     assert load_plan(path).tasks
 
 
+@pytest.mark.parametrize("path", ["params/text.yaml", "params/text_table.yaml"])
+def test_the_shipped_plans_of_texts_lack_nothing_but_the_zoo_that_is_made_on_demand(path, tmp_path):
+    here = tmp_path / "plan.yaml"
+    here.write_text(Path(path).read_text().replace("data/text_zoo/", f"{tmp_path}/text_zoo/"))
+    faults = faults_of(path=here)
+    assert faults and all("text_zoo" in fault and "does not exist" in fault for fault in faults)
+
+
 @pytest.mark.parametrize("uri", ["models:/two-teams@champion", "models:/two teams/3", "runs:/abc/model/x.safetensors"])
 def test_addresses_of_mlflow_are_valid_and_nothing_is_asked(uri):
     from mergeline.preflight.sources import ask, local_path
@@ -166,6 +174,9 @@ def test_overrides_reach_every_depth():
         ("tasks[0].classes=[0,-1]", r"tasks\[0\].classes\[1\]: .*greater than or equal to 0"),
         ("datasets.fashion.image_column=img", "datasets.fashion.image_column: .* has no column 'img'"),
         ("datasets.fashion.std=.inf", "datasets.fashion.std: "),
+        ("datasets.fashion.text_column=text", r"datasets.fashion: texts \(text_column\) need a tokenizer"),
+        ("datasets.fashion.text_column=lable", r"datasets.fashion.text_column: .*no column 'lable'.*'label'"),
+        ("datasets.fashion.tokenizer=data/zoo", r"datasets.fashion.tokenizer: the file 'data/zoo/tokenizer.json' does"),
         ("architecture.factory=no.such:thing", "architecture.factory: there is no module 'no.such'"),
         ("architecture.symmetry=no.yaml", "architecture.symmetry: the file 'no.yaml' does not exist"),
         ("output=params.yaml", "output: 'params.yaml' must be a folder of its own"),
@@ -175,6 +186,11 @@ def test_overrides_reach_every_depth():
 def test_a_fault_is_named_with_its_field(override, fault):
     faults = faults_of(override)
     assert any(re.search(f"params.yaml: {fault}", sentence) for sentence in faults), faults
+
+
+def test_a_dataset_has_images_or_texts():
+    faults = faults_of("datasets.fashion.text_column=label", "datasets.fashion.tokenizer=README.md")
+    assert any("datasets.fashion: mean is about images, text_column about texts" in fault for fault in faults)
 
 
 def test_what_a_method_that_weighs_by_data_lacks_is_named():

@@ -1,4 +1,4 @@
-"""How well a model tells classes apart, with the standard error that its number of pictures allows."""
+"""How well a model tells classes apart, with the standard error that its number of examples allows."""
 
 from collections.abc import Callable, Sequence
 from math import sqrt
@@ -10,19 +10,22 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from mergeline.errors import InputError
 from mergeline.evaluation.score import MetricName, Score, mean_and_error
+from mergeline.evaluation.tokens import are_tokens, batches_by_length
 
 
-def predict_logits(module: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
-    """The module's outputs [n, d] for images [n, c, h, w], float32 on the CPU; batches go to the module's device.
+def predict_logits(module: nn.Module, inputs: Tensor, batch_size: int = 256) -> Tensor:
+    """The module's outputs [n, d] for inputs [n, ...], float32 on the CPU; batches go to the module's device.
 
-    Raises InputError where the module is in training mode: its statistics would change while it is measured.
+    Texts [n, 2, length] are taken in batches of like length. Raises InputError where the module is in training mode:
+    its statistics would change while it is measured.
     """
     if module.training:
         raise InputError("predict_logits: the module is in training mode; call .eval() first.")
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    batches, places = batches_by_length(inputs, batch_size) if are_tokens(inputs) else (inputs.split(batch_size), None)
     with torch.no_grad():
-        outputs = torch.cat([module(batch.to(device)).float().cpu() for batch in images.split(batch_size)])
-    return check_finite(outputs)
+        outputs = torch.cat([module(batch.to(device)).float().cpu() for batch in batches])
+    return check_finite(outputs if places is None else outputs[places])
 
 
 def check_finite(outputs: Tensor) -> Tensor:
@@ -44,11 +47,11 @@ def check_labels(labels: Tensor, count: int, having: str) -> None:
 
 
 def accuracy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> Score:
-    """Share of pictures whose true class scores highest among `classes` (default: all).
+    """Share of examples whose true class scores highest among `classes` (default: all).
 
-    scores: [n, c], anything that grows with belief; labels: [n] int64. Pictures of other classes are left out.
+    scores: [n, c], anything that grows with belief; labels: [n] int64. Examples of other classes are left out.
     Ties go to the class named first. Standard error: that of a share, sqrt(p (1 - p) / n).
-    Raises InputError where a class does not exist or no picture is left.
+    Raises InputError where a class does not exist or no example is left.
     """
     predicted, true, _ = _answers(scores, labels, classes)
     value = float(multiclass_accuracy(predicted, true, num_classes=scores.shape[1], average="micro"))
@@ -100,7 +103,7 @@ def _answers(scores: Tensor, labels: Tensor, classes: Sequence[int] | None) -> t
     chosen = chosen_classes(classes, scores.shape[1])
     kept = torch.isin(labels, torch.tensor(chosen))
     if not kept.any():
-        raise InputError(f"classes {chosen}: there is no picture of them.")
+        raise InputError(f"classes {chosen}: there is no example of them.")
     return torch.tensor(chosen)[scores[kept][:, chosen].argmax(dim=1)], labels[kept], chosen
 
 

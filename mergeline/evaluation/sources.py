@@ -19,6 +19,7 @@ from mergeline.errors import InputError, nearest
 SUFFIXES = (".parquet", ".arrow", ".csv")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 IMAGE_FOLDER_COLUMNS = ("image", "label")
+TOKENIZER = "tokenizer.json"
 
 
 def splits_of(folder: Path) -> dict[str, Path]:
@@ -61,6 +62,14 @@ def rows_of(source: Path, where: Mapping[str, str]) -> int:
     table = pyarrow.parquet.read_table(source, columns=list(where)) if parquet and where else _table(source)
     columns = [[str(found) == str(value) for found in table[column].to_pylist()] for column, value in where.items()]
     return sum(map(all, zip(*columns, strict=True))) if columns else table.num_rows
+
+
+def tokenizer_file(place: Path) -> Path:
+    """`tokenizer.json`: the file itself, or the one in a folder, as checkpoints have it. InputError where it is not."""
+    file = place / TOKENIZER if place.is_dir() else place
+    if not file.is_file():
+        raise InputError(f"the file '{file}' does not exist; name a {TOKENIZER}, or a folder that has one")
+    return file
 
 
 def write_parquet(source: Path, target: Path, label_column: str) -> None:

@@ -9,24 +9,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mergeline.errors import InputError
-from mergeline.evidence.measuring import evaluation_mode, names_of, run
+from mergeline.evidence.measuring import evaluation_mode, inputs_of, names_of, run
 from mergeline.similarity.correlation import gram
 
 ENTRIES = 1 << 22  # of a layer's unfolded inputs, held at a time
 
 
-def gram_matrices(module: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
+def gram_matrices(
+    module: nn.Module, batches: Iterable[Any], *, attended: Callable[[Any], Tensor] | None = None
+) -> dict[str, Tensor]:
     """X^T X / rows of X for the weight of every Linear and Conv2d that the batches reach, by the weight's name.
 
     module: run in eval mode and left as it was. batches: inputs, tuples whose first item is the input, or mappings of
     named inputs. A row of X is one input vector of a linear layer; of a convolution, one patch [in * k * k] in the
     order of the flattened weight. Grouped convolutions are left out: their weight is no one matrix. A weight that is
     used several times sees the rows of all uses. Products are float32, their sums float64; the result is float32.
-    InputError where there is no batch or a result is not finite.
+    attended: inputs -> which positions count, [b, length] bool: the padding of texts is no input. Layers whose input is
+    not of that shape is read whole. InputError where there is no batch or a result is not finite.
     """
     sums, seen = GramSums(), False
     with evaluation_mode(module), torch.no_grad(), observed(weighted_layers(module), sums.add):
         for batch in batches:
+            sums.mask = attended(inputs_of(batch)) if attended else None
             run(module, batch)
             seen = True
     if not seen:
@@ -39,15 +43,21 @@ def gram_matrices(module: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor
 
 
 class GramSums:
-    """Sums of X^T X [in, in] in float64 and numbers of rows, by the id of the weight."""
+    """Sums of X^T X [in, in] in float64 and numbers of rows, by the id of the weight.
+
+    mask: which positions of the batch that runs count, [b, length] bool; None: all. It speaks of inputs of that shape.
+    """
 
     def __init__(self) -> None:
+        self.mask: Tensor | None = None
         self._sums: dict[int, Tensor] = {}
         self._counts: dict[int, int] = {}
 
     def add(self, layer: nn.Module, inputs: Tensor) -> None:
         """One use of a layer."""
         weight = id(layer.weight)
+        if self.mask is not None and inputs.dim() == 3 and inputs.shape[:2] == self.mask.shape:
+            inputs = inputs[self.mask]
         for rows in _rows(layer, inputs):  # [in, rows]
             products = gram(rows).double()
             self._sums[weight] = self._sums[weight].add_(products) if weight in self._sums else products

@@ -30,8 +30,13 @@ def on_device(inputs: Any, module: nn.Module) -> tuple[tuple[Tensor, ...], dict[
 
 def run(module: nn.Module, batch: Any) -> None:
     """One call. batch: the input, a tuple whose first item is the input, or a mapping of named inputs."""
-    positional, named = on_device(batch[0] if isinstance(batch, tuple | list) else batch, module)
+    positional, named = on_device(inputs_of(batch), module)
     module(*positional, **named)
+
+
+def inputs_of(batch: Any) -> Any:
+    """What a module is called with. batch: the input, a tuple whose first item is the input, or a mapping of inputs."""
+    return batch[0] if isinstance(batch, tuple | list) else batch
 
 
 def names_of(module: nn.Module) -> dict[int, list[str]]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mergeline.calibration.normalization import BATCH_NORMS
 from mergeline.errors import InputError
 from mergeline.evidence.gram import GramSums, observed, refuse_infinite, weighted_layers
-from mergeline.evidence.measuring import evaluation_mode, names_of, run
+from mergeline.evidence.measuring import evaluation_mode, inputs_of, names_of, run
 from mergeline.merging.engine import merge
 from mergeline.merging.regmean import regression_mean
 
@@ -27,6 +27,7 @@ def merged_gram_matrices(
     batches: Sequence[Sequence[Any]],
     *,
     alpha: float | Callable[[str], float] = 0.9,
+    attended: Callable[[Any], Tensor] | None = None,
 ) -> list[dict[str, Tensor]]:
     """For each task model, as `gram_matrices` has it: X^T X / rows of X for the weight of every Linear and Conv2d.
 
@@ -36,7 +37,8 @@ def merged_gram_matrices(
     module: of the architecture; left as it was. BatchNorm layers normalise each batch by itself, as where their
     statistics are reset: those of the task models, averaged, are not the merged model's. models: state dicts or
     readers, in one unit order. batches: of each model, gone through once per layer. alpha: of `regmean_plusplus`, or
-    by name. Memory holds one merged model and one layer's weights and matrices of all models beside what is returned.
+    by name. attended: as `gram_matrices` has it. Memory holds one merged model and one layer's weights and matrices of
+    all models beside what is returned.
     InputError where a model has no batch or a result is not finite.
     """
     if len(batches) != len(models) or not all(batches):
@@ -47,7 +49,7 @@ def merged_gram_matrices(
     with evaluation_mode(merged), batch_statistics(merged), torch.no_grad():
         uses = _uses(merged, batches)
         for weight, (layers, count) in tqdm(uses.items(), desc="layers", unit="layer", disable=None):
-            grams = torch.stack([_measure(merged, layers, own, last=count == 1) for own in batches])
+            grams = torch.stack([_measure(merged, layers, own, attended, last=count == 1) for own in batches])
             name = names[weight][0]
             refuse_infinite(name, grams)
             own = torch.stack([model[name].detach().float() for model in models])
@@ -95,7 +97,14 @@ class _Measured(Exception):  # noqa: N818
     """Ends a run: whatever comes after the layer need not be computed."""
 
 
-def _measure(module: nn.Module, layers: Sequence[nn.Module], batches: Iterable[Any], *, last: bool) -> Tensor:
+def _measure(
+    module: nn.Module,
+    layers: Sequence[nn.Module],
+    batches: Iterable[Any],
+    attended: Callable[[Any], Tensor] | None,
+    *,
+    last: bool,
+) -> Tensor:
     """X^T X / rows of X of one weight, [in, in] float32. last: whether nothing more is to see once it was used."""
     sums = GramSums()
 
@@ -106,6 +115,7 @@ def _measure(module: nn.Module, layers: Sequence[nn.Module], batches: Iterable[A
 
     with observed(layers, add):
         for batch in batches:
+            sums.mask = attended(inputs_of(batch)) if attended else None
             try:
                 run(module, batch)
             except _Measured:

@@ -86,8 +86,8 @@ def test_gram_matrices_in_the_merged_model_lie_in_the_order_of_the_aligned_units
 def test_a_model_is_measured_on_pictures_of_any_class_or_of_its_own(measured):
     ((plain, _), _) = measured
     (task,) = plain["tasks"]
-    assert len(task.pictures(None, 50, own=False)) == 6
-    own = task.pictures(None, 50, own=True)
+    assert len(task.unlabelled(None, 50, own=False)) == 6
+    own = task.unlabelled(None, 50, own=True)
     assert len(torch.cat(own)) == len(torch.cat([labels for _, labels in task.labelled(None, 50)])) < 300
     first, second = (load_file(collect_grams.fn(**plain, own=own).path) for own in (False, True))
     assert any(not torch.allclose(second[name], first[name]) for name in first)
