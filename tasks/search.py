@@ -67,6 +67,7 @@ def weigh_task_vectors(inputs: MergeInputs, coefficients: ArtifactRef, merge: Me
             models,
             base=bases,
             statistics=statistics,
+            copy_only=inputs.copy_only,
             onto=merge.onto,
             out_dtype=getattr(torch, merge.out_dtype) if merge.out_dtype else None,
             **merge.grouping,

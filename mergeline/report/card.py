@@ -14,10 +14,12 @@ import yaml
 
 from mergeline.checkpoints.licence import UNKNOWN
 from mergeline.checkpoints.transfer import shown
+from mergeline.evaluation.kinds import CAUSAL_LM, HEAD, PROTOTYPES, SEQ2SEQ
 from mergeline.plan import WITHOUT_EFFECT, Plan
 from mergeline.report.result import Comparison
-from mergeline.report.table import markdown_table, own_table
+from mergeline.report.table import markdown_table, own_table, words_of
 
+MEAN = "mean of tasks"
 MARK = "<!-- Written by mergeline; the next run into this folder writes it again. -->"
 
 
@@ -66,22 +68,31 @@ def front_matter(plan: Plan, comparison: Comparison, facts: CardFacts) -> dict[s
     fields |= {"library_name": facts.library, "tags": ["merge", "mergeline", plan.merge.method]}
     if comparison.rows:
         result = comparison.result
-        scores = result.tasks | {"mean of tasks": result.mean, "joint": result.joint}
+        scores = result.tasks | {MEAN if name == "mean" else name: score for name, score in result.summary.items()}
+        kinds = {task.name: task.kind for task in plan.tasks}
         fields["model-index"] = [
             {
                 "name": plan.name,
                 "results": [
                     {
-                        "task": {"type": "image-classification"},
+                        "task": {"type": _task_type(kinds.get(name, plan.tasks[0].kind))},
                         "dataset": {"name": name, "type": name.replace(" ", "-")},
-                        "metrics": [{"type": "accuracy", "name": f"accuracy, {score.count} examples", "value": value}],
+                        "metrics": [{"type": word, "name": f"{word}, {score.count} {counted}", "value": value}],
                     }
                     for name, score in scores.items()
                     for value in [round(score.value, 6)]
+                    for word in ["accuracy" if score.measure == "share" else score.measure]
+                    for counted in ["tokens" if score.measure == "perplexity" else "examples"]
                 ],
             }
         ]
     return fields
+
+
+def _task_type(kind: str) -> str:
+    """What the hub calls a task of this kind."""
+    known = {PROTOTYPES: "image-classification", HEAD: "image-classification", CAUSAL_LM: "text-generation"}
+    return (known | {SEQ2SEQ: "text2text-generation"}).get(kind, "other")
 
 
 def common_licence(licences: Mapping[str, str]) -> str:
@@ -182,7 +193,8 @@ def _method(plan: Plan) -> str:
 def _evaluation(comparison: Comparison) -> str:
     if not comparison.rows:
         return "Not evaluated: the plan has no tasks."
-    text = f"Scores in percent ± their standard error over the test examples.\n\n{markdown_table(comparison)}"
+    words = "Scores in percent" if comparison.result.mean.measure == "share" else words_of(comparison).capitalize()
+    text = f"{words} ± their standard error over the test examples.\n\n{markdown_table(comparison)}"
     own = own_table(comparison)
     return f"{text}\n\nEach task beside the model that was trained for it:\n\n{own}" if own else text
 
