@@ -8,7 +8,7 @@ from typing import Any
 
 from mergeline.errors import InputError, nearest
 from mergeline.evaluation.kinds import is_classification
-from mergeline.evaluation.sources import splits_of
+from mergeline.evaluation.sources import splits_of, tokenizer_file
 from mergeline.merging import registry
 from mergeline.merging.patterns import pattern_faults
 from mergeline.plan import INITIAL, Merge
@@ -83,6 +83,11 @@ def _dataset_faults(raw: dict[str, Any]) -> Iterator[str]:
             yield f"datasets.{name}.path: the folder '{entry['path']}' does not exist"
         if entry.get("prototypes") is not None and not Path(str(entry["prototypes"])).is_file():
             yield f"datasets.{name}.prototypes: the file '{entry['prototypes']}' does not exist"
+        if entry.get("tokenizer") is not None:
+            try:
+                tokenizer_file(Path(str(entry["tokenizer"])))
+            except InputError as fault:
+                yield f"datasets.{name}.tokenizer: {fault}"
     calibration = raw.get("calibration")
     if isinstance(calibration, dict):
         yield from _split_faults("calibration", calibration, datasets, "calibration")

@@ -20,7 +20,7 @@ class Section(BaseModel):
 
 
 class Dataset(Section):
-    """Splits with images and labels, and the prototypes of the classes: a folder, or a repository of the Hub."""
+    """Splits of labelled images or texts, and the prototypes of the classes: a folder, or a repository of the Hub."""
 
     path: Path | None = Field(
         default=None,
@@ -38,6 +38,11 @@ class Dataset(Section):
     label_column: str = "label"
     mean: float = Field(default=0.0, allow_inf_nan=False, description="subtracted from pixels in 0..1")
     std: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="pixels are divided by it")
+    text_column: str | None = Field(default=None, description="in place of images: the column that holds texts")
+    tokenizer: Path | None = Field(
+        default=None, description="what makes tokens of texts: a tokenizer.json, or the folder of a checkpoint with one"
+    )
+    max_length: int = Field(default=128, gt=0, description="tokens; longer texts are cut")
     prototypes: Path | None = Field(
         default=None,
         description="safetensors file with one embedding per class, for tasks that are judged against them",
@@ -49,6 +54,16 @@ class Dataset(Section):
             raise ValueError("name either a folder (path) or a repository of the Hub (hub)")
         if (self.hub is None) != (self.revision is None):
             raise ValueError("a repository of the Hub (hub) needs the full commit (revision), and a folder has none")
+        return self
+
+    @model_validator(mode="after")
+    def _holds_images_or_texts(self) -> Self:
+        if (self.text_column is None) != (self.tokenizer is None):
+            raise ValueError("texts (text_column) need a tokenizer, and images have none")
+        fields = {name: type(self).model_fields[name].default for name in ("image_column", "mean", "std")}
+        pictured = [name for name, default in fields.items() if getattr(self, name) != default]
+        if self.text_column is not None and pictured:
+            raise ValueError(f"{pictured[0]} is about images, text_column about texts; leave one of them out")
         return self
 
     @property

@@ -59,7 +59,7 @@ def column_faults(place: str, entry: dict[str, Any], dataset: dict[str, Any], na
         kind = {".parquet": "a Parquet", ".arrow": "an Arrow", ".csv": "a CSV"}[file.suffix]
         yield f"{place}.split: {file} is not {kind} file"
         return
-    for field in ("image_column", "label_column"):
+    for field in ("image_column" if dataset.get("text_column") is None else "text_column", "label_column"):
         column = str(dataset.get(field, field.removesuffix("_column")))
         if column not in columns:
             yield f"datasets.{name}.{field}: {file} has no column '{column}'{nearest(column, columns, listed=True)}"

@@ -57,13 +57,13 @@ def prove_symmetry(
     from mergeline.symmetry.text import read_symmetry
     from mergeline.symmetry.verify import proved
 
-    module, images = build_model(architecture.factory, architecture.kwargs), inputs.load().images[:2]
+    module, example = build_model(architecture.factory, architecture.kwargs), inputs.load().inputs[:2]
     if rule is None:
-        symmetry = derive_symmetry(module, (images,))
+        symmetry = derive_symmetry(module, (example,))
     elif _is_file(rule):
-        symmetry = proved(read_symmetry(Path(rule)), module, (images,))
+        symmetry = proved(read_symmetry(Path(rule)), module, (example,))
     else:
-        symmetry = proved(import_function(rule, "architecture.symmetry")(module), module, (images,))
+        symmetry = proved(import_function(rule, "architecture.symmetry")(module), module, (example,))
     return put_file(lambda path: path.write_text(symmetry.to_yaml()), ".yaml", "symmetry")
 
 

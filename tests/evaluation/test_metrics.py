@@ -51,7 +51,7 @@ def test_classes_that_make_no_task_are_refused(classes: list[int], message: str)
 
 
 def test_a_task_without_pictures_is_refused() -> None:
-    with pytest.raises(InputError, match="no picture"):
+    with pytest.raises(InputError, match="no example"):
         accuracy(SCORES, torch.ones(4, dtype=torch.long), [0, 2])
 
 
