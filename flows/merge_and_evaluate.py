@@ -53,10 +53,14 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
     merged, coefficients = merge_rows(job, rows, merges, progress)
     calibrated = {RESULT: reset_normalization.submit(**job.reset(merged[RESULT]))} if job.calibrates else {}
     statistics = {
-        domain.name: measure_normalization.submit(**job.calibrated(merged[RESULT], domain)) for domain in job.domains
+        domain.name: measure_normalization.submit(**job.calibrated(merged[RESULT], domain))
+        for domain in job.calibrated_domains
     }
     measured = {name: row for name, row in rows.items() if plan.tasks}
-    scores = {name: evaluate.submit(**job.evaluation(row, checkpoints, merged)) for name, row in measured.items()}
+    scores = {
+        name: evaluate.submit(**job.evaluation(row, checkpoints, merged, alignment=alignment))
+        for name, row in measured.items()
+    }
     rows_measured = list(progress.results("evaluate", scores).values())
     comparison = Comparison(plan=plan.name, rows=rows_measured, specialists=plan.specialists)
     normalization = progress.results("normalise", statistics)
@@ -159,7 +163,9 @@ def search_balance(
     merged, _ = merge_rows(job, rows, merges, progress)
     named = {row.name: merged[balance] for balance, row in rows.items()}
     evaluations = {
-        balance: evaluate.submit(**job.evaluation(row, checkpoints, named, job.domains_on(search.split)))
+        balance: evaluate.submit(
+            **job.evaluation(row, checkpoints, named, job.domains_on(search.split), alignments[balance])
+        )
         for balance, row in rows.items()
     }
     scores = job.search_scores(search, progress.results("search", evaluations))

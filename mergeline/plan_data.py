@@ -42,6 +42,9 @@ class Dataset(Section):
     tokenizer: Path | None = Field(
         default=None, description="what makes tokens of texts: a tokenizer.json, or the folder of a checkpoint with one"
     )
+    target_column: str = Field(
+        default="target", description="of seq2seq tasks: the column of the texts that are wanted"
+    )
     max_length: int = Field(default=128, gt=0, description="tokens; longer texts are cut")
     prototypes: Path | None = Field(
         default=None,
@@ -109,6 +112,7 @@ class Task(Section):
         min_length=2,
         description="the answers that are possible in this classification; null: all that the head has",
     )
+    max_new_tokens: int = Field(default=64, gt=0, description="kind seq2seq: how many tokens are generated at most")
     metric: MetricName = Field(
         default="accuracy",
         description="of classifications: share of right answers, mean recall or mean F1 of the classes; of other kinds "

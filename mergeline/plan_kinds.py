@@ -7,8 +7,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from mergeline.evaluation.kinds import (
+    CAUSAL_LM,
     HEAD,
     PROTOTYPES,
+    SEQ2SEQ,
     is_classification,
     is_function,
     label_space,
@@ -61,6 +63,8 @@ def _own_faults(place: str, task: Raw, dataset: Any) -> Iterator[str]:
             yield f"{place}.head: a task of the kind {kind} has none; leave it out, or write kind: head"
         elif task.get("checkpoint") is None:
             yield f"{place}.head: is taken from the task's checkpoint, and there is none; name one, or leave head out"
+    if kind in (CAUSAL_LM, SEQ2SEQ) and isinstance(dataset, dict) and dataset.get("text_column") is None:
+        yield f"datasets.{task['dataset']}.text_column: is missing; {place} reads texts"
     if is_function(kind):
         yield from _function_faults(place, kind)
 

@@ -59,6 +59,17 @@ def is_answered_by_ensembles(kind: str) -> bool:
     return kind in (PROTOTYPES, HEAD, CAUSAL_LM)
 
 
+def columns_of(kind: str, *, texts: bool) -> tuple[str, ...]:
+    """The fields of a dataset that name the columns which a task of this kind reads."""
+    if is_function(kind):
+        return ()
+    if kind == CAUSAL_LM:
+        return ("text_column",)
+    if kind == SEQ2SEQ:
+        return ("text_column", "target_column")
+    return ("text_column" if texts else "image_column", "label_column")
+
+
 def label_space(kind: str, head: str | None, dataset: str, prototypes: str | None) -> LabelSpace | None:
     """What the classes of a task are numbered in; None where they are those of the task alone, or it has none."""
     if kind == PROTOTYPES:

@@ -40,9 +40,10 @@ def merge(
     model; the *same object* (or path) given twice is one base. The result is the mean of the distinct bases (or the
     first, `onto`) plus the merged task vector; methods that need no base merge the tensors and leave it unread.
     Tensors matching `average_only` are averaged (with the `weights` of a method that averages models); integer tensors,
-    counters and tensors matching `copy_only` take the first model's value. Tensors that share storage in every checkpoint (`Reader.tied`) are merged
-    once and share it in the result. Arithmetic is float32, rounded once to `out_dtype` (default: the first model's
-    dtype, tensor by tensor). chunk: entries per model held at a time; it changes no bit of the result.
+    counters and tensors matching `copy_only` take the first model's value. Tensors that share storage in every
+    checkpoint (`Reader.tied`) are merged once and share it in the result. Arithmetic is float32, rounded once to
+    `out_dtype` (default: the first model's dtype, tensor by tensor). chunk: entries per model held at a time; it
+    changes no bit of the result.
     statistics: what `method_statistics` gave for the same models, base and options; None computes it in a first pass.
     evidence: per model what the method must know beside the parameters (`registry.get(method).evidence`).
     granularity: "model", "layer" or "tensor": which tensors share statistics; None is the method's own choice.
