@@ -18,6 +18,7 @@ from tasks.evidence import collector
 from tasks.exporting import export_model
 from tasks.families import represent_family
 from tasks.findings import Aligned, map_similarity
+from tasks.heads import take_head
 from tasks.job import Job
 from tasks.merging import (
     MergeInputs,
@@ -65,6 +66,7 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
     comparison = Comparison(plan=plan.name, rows=rows_measured, specialists=plan.specialists)
     normalization = progress.results("normalise", statistics)
     model = (merged | progress.results("normalise", calibrated))[RESULT]
+    heads = {task: take_head.submit(**call) for task, call in job.heads_to_publish(checkpoints, alignment).items()}
     programs = {kind: export_model.submit(**call) for kind, call in job.exports(model).items()}
     seen = {"maps": map_similarity.submit(**aligned.mapped(plan.align))} if aligned and plan.align else {}
     if competes(plan.merge) and RESULT in coefficients:
@@ -76,6 +78,7 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
         coefficients=coefficients.get(RESULT),
         model=model,
         normalization=normalization,
+        heads=progress.results("head", heads),
         exports=progress.results("export", programs),
         findings=progress.results("report", seen),
     )

@@ -120,6 +120,15 @@ class Job:
             if task.head is not None and task.checkpoint is not None
         }
 
+    def heads_to_publish(
+        self, checkpoints: dict[str, ArtifactRef], alignment: ArtifactRef | None
+    ) -> dict[str, dict[str, Any]]:
+        """Arguments of the stages that take the tasks' heads, as they fit the plan's own merge."""
+        named = {task.name: task.head for task in self.plan.tasks}
+        return {
+            task: {"model": model, "head": named[task]} for task, model in self.heads(checkpoints, alignment).items()
+        }
+
     def evidence(self, row: Row, inputs: MergeInputs) -> dict[str, dict[str, Any]]:
         """For each model that a row merges, the arguments of what is measured of it; {} where the method asks nothing.
 

@@ -11,6 +11,7 @@ from torch import nn
 from mergeline.checkpoints.heads import is_of
 from mergeline.checkpoints.readers import Reader
 from mergeline.errors import InputError, nearest
+from mergeline.evidence.measuring import names_of
 from mergeline.models.build import build_model
 
 
@@ -18,15 +19,16 @@ def load_model(factory: str, kwargs: Mapping[str, Any], checkpoint: Reader, head
     """Build the module and give it the tensors of the checkpoint, converted to the module's dtypes; eval mode.
 
     heads: parts of the module that belong to single tasks: they take the shape that the checkpoint has them in, and
-    are 0 where it has none.
+    are 0 where it has none. A parameter that the module ties to another one may be missing, if that one is there.
     Raises InputError naming the checkpoint and the first tensor that is missing, unknown or of another shape.
     """
     module = build_model(factory, kwargs)
     _fit_heads(module, checkpoint, heads)
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     names = set(checkpoint.names())
+    tied = {name: set(same) for same in names_of(module).values() for name in same if len(same) > 1}
     for name, shape in expected.items():
-        if name not in names and any(is_of(name, head) for head in heads):
+        if name not in names and (any(is_of(name, head) for head in heads) or tied.get(name, set()) & names):
             continue
         if name not in names:
             raise InputError(f"{checkpoint.source}: tensor '{name}' of {factory} is missing{nearest(name, names)}")
@@ -37,7 +39,7 @@ def load_model(factory: str, kwargs: Mapping[str, Any], checkpoint: Reader, head
             )
     for name in sorted(names - set(expected)):
         raise InputError(f"{checkpoint.source}: tensor '{name}' has no place in {factory}{nearest(name, expected)}")
-    module.load_state_dict(dict(checkpoint), strict=not heads)
+    module.load_state_dict(dict(checkpoint), strict=False)  # all names were looked at
     return module
 
 

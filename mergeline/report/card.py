@@ -149,10 +149,15 @@ def _use(plan: Plan, facts: CardFacts) -> str:
         case _:
             lines = ["import mergeline", "", f'tensors = dict(mergeline.open_checkpoint("{_entry(facts.files)}"))']
     text = "```python\n" + "\n".join(lines) + "\n```"
-    if plan.tasks:
+    if plan.tasks and plan.calibration:
         text += (
             "\n\n`normalization/` has the statistics of the normalisation layers for each domain; load the one of your "
             "inputs over the model with `strict=False`, as the evaluation did."
+        )
+    if plan.heads:
+        text += (
+            "\n\n`heads/` has for each task the head of its own model, in the unit order of this model; load it over the "
+            "model in the same way. The model itself carries the head of its first parent."
         )
     for kind, made in facts.exports.items():
         if "file" in made:

@@ -42,7 +42,8 @@ def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str) ->
 
 
 def _measured(plan: Plan, comparison: Comparison, chart: str) -> list[str]:
-    picture = f"![accuracy of every row]({chart})"
+    measured = words_of(comparison).partition(" ")[0]
+    picture = f"![{measured} of every row]({chart})"
     own = own_table(comparison)
     beside = [own, _reading_own()] if own else []
     return [_verdict(plan, comparison), picture, markdown_table(comparison), _reading(comparison), *beside]
