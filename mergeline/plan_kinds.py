@@ -83,7 +83,10 @@ def _function_faults(place: str, kind: str) -> Iterator[str]:
 def _mean_faults(tasks: list[Raw]) -> Iterator[str]:
     """Tasks whose numbers have no mean; those outside are in none."""
     fitting = [task for task in _inside(tasks) if _metric_of(task) in metrics_of(kind_of(task))]
-    by_measure = {measure: task for task in fitting[::-1] for measure in measures_of([_metric_of(task)])}
+    by_measure: dict[str, Raw] = {}
+    for task in fitting:
+        (measure,) = measures_of([_metric_of(task)])
+        by_measure.setdefault(measure, task)
     if len(by_measure) > 1:
         named = " and ".join(f"'{task.get('name')}' by {_metric_of(task)}" for task in list(by_measure.values())[:2])
         yield (

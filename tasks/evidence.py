@@ -93,7 +93,7 @@ def collect_grams(
 
     No labels are looked at.
     """
-    from mergeline.evaluation.texts import attention_mask
+    from mergeline.evaluation.tokens import attention_mask
     from mergeline.evidence.gram import gram_matrices
 
     found = [batch for task in tasks for batch in task.unlabelled(batches, batch_size)]

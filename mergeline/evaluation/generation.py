@@ -14,6 +14,7 @@ from tqdm import tqdm
 from mergeline.errors import InputError
 from mergeline.evaluation.score import Score
 from mergeline.evaluation.texts import open_tokenizer
+from mergeline.evaluation.tokens import batches_by_length
 
 
 def exact_match(
@@ -49,12 +50,11 @@ def generate(
         raise InputError(f"a {type(module).__name__} is no encoder-decoder model of transformers that generates text")
     encoder = open_tokenizer(tokenizer)
     device = next(module.parameters()).device
-    lengths = tokens[:, 1].sum(dim=1)
-    order = lengths.argsort(stable=True)
-    written: dict[int, str] = {}
+    batches, places = batches_by_length(tokens, batch_size)
+    written: list[str] = []
     with torch.no_grad():
-        for rows in tqdm(order.split(batch_size), desc="texts", leave=False, disable=None):
-            ids, mask = tokens[rows, :, : max(1, int(lengths[rows].max()))].to(device).unbind(dim=1)
+        for batch in tqdm(batches, desc="texts", leave=False, disable=None):
+            ids, mask = batch.to(device).unbind(dim=1)
             found = generating(
                 input_ids=ids,
                 attention_mask=mask,
@@ -63,9 +63,8 @@ def generate(
                 max_new_tokens=max_new_tokens,
                 logits_processor=[_refuse_other_than_finite],
             )
-            texts = encoder.decode_batch(found.cpu().tolist(), skip_special_tokens=True)
-            written |= dict(zip(rows.tolist(), texts, strict=True))
-    return [written[row] for row in range(len(tokens))]
+            written += encoder.decode_batch(found.cpu().tolist(), skip_special_tokens=True)
+    return [written[place] for place in places.tolist()]
 
 
 def _refuse_other_than_finite(ids: Tensor, logits: Tensor) -> Tensor:

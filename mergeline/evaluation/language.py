@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from mergeline.errors import InputError
 from mergeline.evaluation.score import Score
+from mergeline.evaluation.tokens import lengths, without_padding
 
 LOGITS = 1 << 28  # entries of a batch's logits held at a time: a vocabulary may be large
 
@@ -38,12 +39,11 @@ def perplexity(modules: Sequence[nn.Module], tokens: Tensor, batch_size: int = 3
 
 def _losses(modules: Sequence[nn.Module], tokens: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
     """Of every text the summed negative log-likelihood, float64 [n], and how many tokens were foretold, int64 [n]."""
-    counts = (tokens[:, 1].sum(dim=1) - 1).clamp(min=0)
+    counts = (lengths(tokens) - 1).clamp(min=0)
     sums = torch.zeros(len(tokens), dtype=torch.float64)
     with torch.no_grad():
         for rows in tqdm(list(_batches(modules, tokens, batch_size)), desc="texts", leave=False, disable=None):
-            length = int(tokens[rows, 1].sum(dim=1).max())
-            batch = tokens[rows, :, :length]
+            batch = without_padding(tokens[rows])
             found = torch.stack([_log_probabilities(module, batch) for module in modules])  # [models, b, length - 1]
             together = found.double().logsumexp(dim=0) - log(len(modules))
             sums[rows] = -torch.where(batch[:, 1, 1:].bool(), together, 0.0).sum(dim=1)
@@ -58,12 +58,12 @@ def _losses(modules: Sequence[nn.Module], tokens: Tensor, batch_size: int) -> tu
 
 def _batches(modules: Sequence[nn.Module], tokens: Tensor, batch_size: int) -> Iterator[Tensor]:
     """Rows of texts of about one length, so that little is padded."""
-    lengths = tokens[:, 1].sum(dim=1)
-    order = lengths.argsort(stable=True)
-    order = order[lengths[order] > 1]
+    long = lengths(tokens)
+    order = long.argsort(stable=True)
+    order = order[long[order] > 1]
     vocabulary = max(int(getattr(getattr(module, "config", None), "vocab_size", 1) or 1) for module in modules)
     while len(order):
-        longest = int(lengths[order[: max(1, batch_size)]].max())
+        longest = int(long[order[:batch_size]].max())
         size = max(1, min(batch_size, LOGITS // (longest * vocabulary)))
         yield order[:size]
         order = order[size:]

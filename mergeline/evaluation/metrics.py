@@ -11,6 +11,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from mergeline.errors import InputError
 from mergeline.evaluation.score import MetricName, Score
+from mergeline.evaluation.tokens import are_tokens, batches_by_length
 
 
 def predict_logits(
@@ -18,20 +19,22 @@ def predict_logits(
 ) -> Tensor:
     """The module's outputs [n, d] for inputs [n, ...], float32 on the CPU; batches go to the module's device.
 
-    head: tensors by their names in the module, in place of its own while it is asked.
+    head: tensors by their names in the module, in place of its own while it is asked. Texts [n, 2, length] are taken in
+    batches of like length.
     Raises InputError where the module is in training mode (its statistics would change while it is measured), or its
     outputs are not of that shape, or not finite.
     """
     if module.training:
         raise InputError("predict_logits: the module is in training mode; call .eval() first.")
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    batches, places = batches_by_length(inputs, batch_size) if are_tokens(inputs) else (inputs.split(batch_size), None)
     with torch.no_grad():
         own = {name: tensor.to(device) for name, tensor in (head or {}).items()}
-        found = [functional_call(module, own, (batch.to(device),)) for batch in inputs.split(batch_size)]
+        found = [functional_call(module, own, (batch.to(device),)) for batch in batches]
     outputs = torch.cat([getattr(batch, "logits", batch).float().cpu() for batch in found])
     if outputs.ndim != 2:
         raise InputError(f"the model gives outputs of shape {list(outputs.shape)}; expected a row for each example")
-    return check_finite(outputs)
+    return check_finite(outputs if places is None else outputs[places])
 
 
 def check_finite(outputs: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -39,12 +40,18 @@ def encode_class_names(class_names: Sequence[str], templates: Sequence[str] = TE
 
     Raises InputError where the encoder's weights are not installed.
     """
+    return encode_prompts(
+        class_names, [[template.format(name.lower()) for template in templates] for name in class_names]
+    )
+
+
+def encode_prompts(class_names: Sequence[str], prompts: Sequence[Sequence[str]]) -> Prototypes:
+    """Mean of the embeddings of each class's own prompts (MiniLM), scaled to unit length; errors as above."""
     from mergeline.models.minilm import embed, provenance
 
-    prompts = [template.format(name.lower()) for name in class_names for template in templates]
-    embeddings = embed(prompts).unflatten(0, (len(class_names), len(templates)))
-    rows, encoder = normalize(embeddings.mean(dim=1), dim=1), provenance()
-    return Prototypes(rows, tuple(class_names), tuple(prompts), encoder)
+    texts = [text for own in prompts for text in own]
+    rows = torch.stack([part.mean(dim=0) for part in embed(texts).split([len(own) for own in prompts])])
+    return Prototypes(normalize(rows, dim=1), tuple(class_names), tuple(texts), provenance())
 
 
 def save_prototypes(prototypes: Prototypes, path: Path) -> None:

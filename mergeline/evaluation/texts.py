@@ -75,8 +75,3 @@ def open_tokenizer(place: Path) -> Tokenizer:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more special
         raise InputError(f"{file}: not a tokenizer of the tokenizers library: {error}") from error
-
-
-def attention_mask(inputs: Tensor) -> Tensor:
-    """Which tokens of a batch [b, 2, length] are of a text and not padding, [b, length] bool."""
-    return inputs[:, 1].bool()

@@ -14,8 +14,9 @@ import yaml
 
 from mergeline.checkpoints.licence import UNKNOWN
 from mergeline.checkpoints.transfer import shown
-from mergeline.evaluation.kinds import CAUSAL_LM, HEAD, PROTOTYPES, SEQ2SEQ
+from mergeline.evaluation.kinds import CAUSAL_LM, SEQ2SEQ, is_classification
 from mergeline.plan import WITHOUT_EFFECT, Plan
+from mergeline.plan_data import Task
 from mergeline.report.result import Comparison
 from mergeline.report.table import markdown_table, own_table, words_of
 
@@ -69,13 +70,13 @@ def front_matter(plan: Plan, comparison: Comparison, facts: CardFacts) -> dict[s
     if comparison.rows:
         result = comparison.result
         scores = result.tasks | {MEAN if name == "mean" else name: score for name, score in result.summary.items()}
-        kinds = {task.name: task.kind for task in plan.tasks}
+        asked = {task.name: task for task in plan.tasks}
         fields["model-index"] = [
             {
                 "name": plan.name,
                 "results": [
                     {
-                        "task": {"type": _task_type(kinds.get(name, plan.tasks[0].kind))},
+                        "task": {"type": _task_type(plan, asked.get(name, plan.tasks[0]))},
                         "dataset": {"name": name, "type": name.replace(" ", "-")},
                         "metrics": [{"type": word, "name": f"{word}, {score.count} {counted}", "value": value}],
                     }
@@ -89,10 +90,11 @@ def front_matter(plan: Plan, comparison: Comparison, facts: CardFacts) -> dict[s
     return fields
 
 
-def _task_type(kind: str) -> str:
-    """What the hub calls a task of this kind."""
-    known = {PROTOTYPES: "image-classification", HEAD: "image-classification", CAUSAL_LM: "text-generation"}
-    return (known | {SEQ2SEQ: "text2text-generation"}).get(kind, "other")
+def _task_type(plan: Plan, task: Task) -> str:
+    """What the hub calls a task."""
+    if is_classification(task.kind):
+        return "image-classification" if plan.datasets[task.dataset].text_column is None else "text-classification"
+    return {CAUSAL_LM: "text-generation", SEQ2SEQ: "text2text-generation"}.get(task.kind, "other")
 
 
 def common_licence(licences: Mapping[str, str]) -> str:
@@ -156,7 +158,7 @@ def _use(plan: Plan, facts: CardFacts) -> str:
         )
     if plan.heads:
         text += (
-            "\n\n`heads/` has for each task the head of its own model, in the unit order of this model; load it over the "
+            "\n\n`heads/` has for each task the head of its own model, in the unit order of this one; load it over the "
             "model in the same way. The model itself carries the head of its first parent."
         )
     for kind, made in facts.exports.items():

@@ -117,3 +117,19 @@ def test_the_bootstrap_gives_the_error_of_a_share_and_the_same_one_each_time() -
 def test_a_metric_is_among_the_classes_of_its_task() -> None:
     assert score_by("f1", SCORES, LABELS, [1, 2]).value == pytest.approx(2 / 3)
     assert score_by("balanced_accuracy", SCORES, LABELS, [1, 2]).value == pytest.approx(0.75)
+
+
+def test_texts_are_predicted_in_their_own_order_and_padding_is_cut() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class FirstAndCount(nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            seen.append(tuple(tokens.shape))
+            return torch.stack([tokens[:, 0, 0], tokens[:, 1].sum(dim=1)], dim=1)
+
+    lengths = torch.tensor([4, 1, 3, 1, 2])
+    mask = (torch.arange(6) < lengths[:, None]).long()
+    inputs = torch.stack([torch.arange(5)[:, None] * mask, mask], dim=1)
+    outputs = predict_logits(FirstAndCount().eval(), inputs, batch_size=2)
+    assert outputs.tolist() == [[i, length] for i, length in enumerate(lengths.tolist())]
+    assert seen == [(2, 2, 1), (2, 2, 3), (1, 2, 4)]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mergeline.errors import InputError
-from mergeline.evaluation.texts import attention_mask, read_texts, tokenize
+from mergeline.evaluation.texts import read_texts, tokenize
+from mergeline.evaluation.tokens import attention_mask
 from tests.texts import write_texts, write_tokenizer
 
 
