@@ -16,7 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from mergeline.evaluation.kinds import is_classification, label_space, share_labels
+from mergeline.evaluation.kinds import is_classification, label_space, measures_of, share_labels
+from mergeline.evaluation.score import Measure
 from mergeline.plan_data import Calibration, Dataset, Section, Task
 from mergeline.redaction import redact, redact_path
 
@@ -332,6 +333,11 @@ class Plan(Section):
     def heads(self) -> list[str]:
         """The parts of the module that are not merged, because tasks take them from their own checkpoints."""
         return sorted({task.head for task in self.tasks if task.head is not None})
+
+    @property
+    def measure(self) -> Measure:
+        """What the mean over the tasks is a mean of; the plan was checked to have one."""
+        return next(iter(measures_of(task.metric for task in self.tasks if task.checkpoint is not None)), "share")
 
     @property
     def joint_tasks(self) -> list[Task]:

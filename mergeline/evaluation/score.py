@@ -11,6 +11,8 @@ MetricName = Literal["accuracy", "balanced_accuracy", "f1", "perplexity", "exact
 Measure = Literal["share", "perplexity", "score", "loss"]
 """What a number is: a share of right answers in [0, 1], a perplexity, or a number of the user's own."""
 
+LOWER_IS_BETTER: tuple[Measure, ...] = ("perplexity", "loss")
+
 
 @dataclass(frozen=True)
 class Score:
@@ -24,7 +26,7 @@ class Score:
     @property
     def lower_is_better(self) -> bool:
         """Whether a smaller number is the better one."""
-        return self.measure in ("perplexity", "loss")
+        return self.measure in LOWER_IS_BETTER
 
     @property
     def goodness(self) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mergeline.checkpoints.transfer import shown
 from mergeline.comparison import RESULT
+from mergeline.evaluation.kinds import shown as shown_score
 from mergeline.merging import registry
 from mergeline.plan import Plan
 from mergeline.report.result import Comparison
@@ -107,9 +108,12 @@ def _stages(plan: Plan, facts: Facts) -> str:
             f"weakest group `{weakest}` with {facts.matched[weakest]:.3f}.",
         ]
         if facts.balances:
-            tried = ", ".join(f"{balance} {100 * score:.1f} %" for balance, score in facts.balances["tried"].items())
+            tried = ", ".join(
+                f"{balance} {shown_score(score, plan.measure, 1)}" for balance, score in facts.balances["tried"].items()
+            )
+            of = "accuracy" if plan.measure == "share" else plan.measure
             lines.append(
-                f"- **Balance search** by {facts.balances['metric']} accuracy on `{facts.balances['split']}`: {tried}."
+                f"- **Balance search** by {facts.balances['metric']} {of} on `{facts.balances['split']}`: {tried}."
             )
     else:
         lines.append("- **Alignment**: none needed, all task models share one base, or switched off.")
