@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from mergeline.errors import nearest
+from mergeline.evaluation.kinds import KINDS, is_function, metrics_of
 from mergeline.evaluation.score import MetricName
 
 
@@ -39,8 +42,14 @@ class Dataset(Section):
     tokenizer: Path | None = Field(
         default=None, description="what makes tokens of texts: a tokenizer.json, or the folder of a checkpoint with one"
     )
+    target_column: str = Field(
+        default="target", description="of seq2seq tasks: the column of the texts that are wanted"
+    )
     max_length: int = Field(default=128, gt=0, description="tokens; longer texts are cut")
-    prototypes: Path = Field(description="safetensors file with one embedding per class")
+    prototypes: Path | None = Field(
+        default=None,
+        description="safetensors file with one embedding per class, for tasks that are judged against them",
+    )
 
     @model_validator(mode="after")
     def _lies_in_one_place(self) -> Self:
@@ -86,15 +95,46 @@ class Task(Section):
         description="the task model that was trained for this task; null: none was (out of domain), so it is measured "
         "and shown apart, and counts in no mean",
     )
+    kind: str = Field(
+        default="prototypes",
+        description="how a model answers: the nearest of the dataset's label prototypes; its own last layer (head); "
+        "the next token (causal_lm, a module of transformers); text from text (seq2seq); or module:function",
+    )
+    head: str | None = Field(
+        default=None,
+        pattern=r"^\w+(\.\w+)*$",
+        description="kind head: the part of the module that is not merged, but taken from the task's own checkpoint; "
+        "null: the last layer is merged like everything else",
+    )
     dataset: str
     split: str = "test"
     where: dict[str, str] = Field(default={}, description="keep the rows whose columns have these values")
-    classes: list[Annotated[int, Field(ge=0)]] = Field(
-        min_length=2, description="the answers that are possible in this task"
+    classes: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None,
+        min_length=2,
+        description="the answers that are possible in this classification; null: all that the head has",
     )
+    max_new_tokens: int = Field(default=64, gt=0, description="kind seq2seq: how many tokens are generated at most")
     metric: MetricName = Field(
-        default="accuracy", description="share of right answers, mean recall of the classes, or mean F1 of the classes"
+        default="accuracy",
+        description="of classifications: share of right answers, mean recall or mean F1 of the classes; of other kinds "
+        "the metric that fits them, which is their default",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _measured_as_its_kind_is(cls, given: Any) -> Any:
+        """Where no metric is named, it is the first that fits the kind."""
+        if isinstance(given, dict) and "metric" not in given and (fitting := metrics_of(str(given.get("kind")))):
+            return given | {"metric": fitting[0]}
+        return given
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: str) -> str:
+        if kind in KINDS or (is_function(kind) and re.fullmatch(r"[\w.]+:\w+", kind)):
+            return kind
+        raise ValueError(f"no such kind of task; write {', '.join(KINDS)}, or module:function{nearest(kind, KINDS)}")
 
     @property
     def domain(self) -> str:

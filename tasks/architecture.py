@@ -21,25 +21,29 @@ if TYPE_CHECKING:
 
 
 class ArchitectureSpec(BaseModel):
-    """How to build the module; `code` is the version of the factory's source, so that editing it reruns the stages."""
+    """How to build the module; `code` is the version of the factory's source, so that editing it reruns the stages.
+
+    heads: parts of it that belong to single tasks, and whose shapes are those of each checkpoint.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     factory: str
     kwargs: dict[str, Any]
     code: str
+    heads: list[str] = []
 
     def load(self, checkpoint: Reader) -> nn.Module:
         """The module with the tensors of a checkpoint, in eval mode."""
         from mergeline.models.load import load_model
 
-        return load_model(self.factory, self.kwargs, checkpoint)
+        return load_model(self.factory, self.kwargs, checkpoint, self.heads)
 
 
-def specify(architecture: Architecture) -> ArchitectureSpec:
-    """The part of the plan's architecture that stages depend on."""
+def specify(architecture: Architecture, heads: list[str]) -> ArchitectureSpec:
+    """The part of the plan's architecture that stages depend on. heads: `Plan.heads`."""
     return ArchitectureSpec(
-        factory=architecture.factory, kwargs=architecture.kwargs, code=_version(architecture.factory)
+        factory=architecture.factory, kwargs=architecture.kwargs, code=_version(architecture.factory), heads=heads
     )
 
 

@@ -20,20 +20,23 @@ if TYPE_CHECKING:
 
 
 class TaskData(BaseModel):
-    """What one task measures a model on: examples, the prototypes of all classes, and those of the task."""
+    """What one task measures a model on: examples, the prototypes of all classes, and those of the task.
+
+    prototypes: None where the model's own last layer gives the logits. classes: None stands for all labels.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     examples: DataSlice
-    prototypes: ArtifactRef
-    classes: list[int]
+    prototypes: ArtifactRef | None
+    classes: list[int] | None
 
     def labelled(self, count: int | None, batch_size: int) -> list[tuple[Tensor, Tensor]]:
         """Batches of inputs of the task's classes, labelled by their place among these; `count` batches, or all."""
         examples = self.examples.load()
         from mergeline.evidence.batches import labelled_batches
 
-        return labelled_batches(examples.inputs, examples.labels, self.classes, count, batch_size)
+        return labelled_batches(examples.inputs, examples.labels, self._classes, count, batch_size)
 
     def unlabelled(self, count: int | None, batch_size: int, own: bool) -> list[Tensor]:
         """Batches of inputs of any class, or of the task's own."""
@@ -45,11 +48,20 @@ class TaskData(BaseModel):
         return list(spread(examples.inputs, count, batch_size).split(batch_size))
 
     def logits(self) -> Callable[[Tensor], Tensor]:
-        """Embeddings [b, d] -> logits [b, classes of the task]."""
+        """Outputs of the module [b, d] -> logits [b, classes of the task]."""
+        from mergeline.evaluation.heads import label_logits
         from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
 
+        classes = self._classes
+        if self.prototypes is None:
+            labels = len(self.examples.load().class_names)
+            return lambda outputs: label_logits(getattr(outputs, "logits", outputs), classes, labels)[:, classes]
         rows = load_prototypes(self.prototypes.path).rows
-        return lambda embeddings: prototype_logits(embeddings, rows)[:, self.classes]
+        return lambda embeddings: prototype_logits(embeddings, rows)[:, classes]
+
+    @property
+    def _classes(self) -> list[int]:
+        return list(range(len(self.examples.load().class_names))) if self.classes is None else self.classes
 
 
 @stage("collect-fisher")

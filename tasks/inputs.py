@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from mergeline.errors import InputError
 from tasks._env import state_directory
 from tasks.store import ArtifactRef, put_file, take_file
 
 if TYPE_CHECKING:
+    import datasets
+    from torch import Tensor
+
     from mergeline.evaluation.datasets import LabelledExamples
     from mergeline.plan import Dataset
 
@@ -78,6 +82,36 @@ class DataSlice(BaseModel):
 
             return sample_rows(found, self.sample, self.draw)
 
+    def rows(self) -> datasets.Dataset:
+        """The rows as they lie in the file, with all columns."""
+        with _decoding:
+            from mergeline.evaluation.datasets import read_rows
+
+            return read_rows(self.file.path, self.where, ())
+
+    def texts(self, column: str) -> list[str]:
+        """The texts of a column."""
+        with _decoding:
+            from mergeline.evaluation.datasets import read_rows
+            from mergeline.evaluation.texts import texts_of
+
+            return texts_of(read_rows(self.file.path, self.where, (column,)), column, self.file.path)
+
+    @property
+    def tokenizer(self) -> ArtifactRef:
+        """What makes tokens of its texts. Raises InputError where it has none."""
+        if not isinstance(self.inputs, Texts):
+            raise InputError(f"{self.file.metadata.get('name')}: is no data set of texts (text_column, tokenizer)")
+        return self.inputs.tokenizer
+
+    def tokens(self) -> Tensor:
+        """Token ids and attention masks of its texts, [n, 2, length]; no labels are looked at."""
+        tokenizer = self.tokenizer
+        assert isinstance(self.inputs, Texts)
+        return _tokens(
+            self.file.path, tuple(self.where.items()), self.inputs.column, tokenizer.path, self.inputs.max_length
+        )
+
 
 def take_slice(
     dataset: Dataset, split: str, where: dict[str, str], sample: int | None = None, draw: int = 0
@@ -134,8 +168,10 @@ def _download(hub: str, revision: str, split: str, label_column: str, state: str
     return put_file(write, ".parquet", "dataset", name=f"{place}/{split}", source=place)
 
 
-def take_prototypes(dataset: Dataset) -> ArtifactRef:
-    """Bring the prototypes of a dataset's classes into the content store."""
+def take_prototypes(dataset: Dataset) -> ArtifactRef | None:
+    """Bring the prototypes of a dataset's classes into the content store, where it has some."""
+    if dataset.prototypes is None:
+        return None
     return take_file(dataset.prototypes, "prototypes", source=str(dataset.prototypes))
 
 
@@ -161,3 +197,12 @@ def _load_texts(
 
     columns = {"text_column": column, "label_column": label_column}
     return read_texts(file, where=dict(where), tokenizer=tokenizer, max_length=max_length, **columns)
+
+
+@lru_cache(maxsize=16)
+def _tokens(file: Path, where: tuple[tuple[str, str], ...], column: str, tokenizer: Path, max_length: int) -> Tensor:
+    with _decoding:
+        from mergeline.evaluation.datasets import read_rows
+        from mergeline.evaluation.texts import texts_of, tokenize
+
+        return tokenize(texts_of(read_rows(file, dict(where), (column,)), column, file), tokenizer, max_length)

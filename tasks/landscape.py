@@ -12,7 +12,7 @@ from mergeline.landscape.landscape import LossLandscape, Points, State
 from mergeline.landscape.plane import Plane
 from tasks.architecture import ArchitectureSpec
 from tasks.checkpoints import open_artifact
-from tasks.evaluation import Domain, domain_logits
+from tasks.domains import Answers, Domain
 from tasks.normalization import calibrated
 from tasks.policy import stage
 from tasks.store import ArtifactRef, put_directory
@@ -126,14 +126,12 @@ def _measure(
     accuracies: dict[str, list[float]],
 ) -> None:
     """Add a point to the losses and accuracies of the tasks of a domain."""
-    from mergeline.evaluation.losses import mean_loss
-    from mergeline.evaluation.metrics import accuracy
-
-    logits = domain_logits(calibrated(module, domain.calibration, calibration_batch), domain, batch_size)
-    labels = domain.examples.load().labels
-    for task, asked in domain.tasks.items():
-        losses[task].append(mean_loss(logits, labels, asked.classes))
-        accuracies[task].append(accuracy(logits, labels, asked.classes).value)
+    if domain.calibration is not None:
+        module = calibrated(module, domain.calibration, calibration_batch)
+    answers = Answers([module], domain, batch_size, {})
+    for task in domain.tasks:
+        losses[task].append(answers.loss(task))
+        accuracies[task].append(answers.accuracy(task).value)
 
 
 @stage("draw-landscape")

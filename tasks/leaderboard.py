@@ -92,8 +92,8 @@ def record_comparison(plan: Plan, leaderboard: Leaderboard, files: list[Path], i
         identity=identity,
         phase="ended",
         metrics={"cells": len(leaderboard.rows), "repeats": len(leaderboard.repeats)}
-        | {"best/mean": best.mean.value, "best/joint": best.joint.value}
-        | {"best/mean_standard_error": best.mean.standard_error, "best/joint_standard_error": best.joint.standard_error}
+        | {f"best/{name}": score.value for name, score in best.summary.items()}
+        | {f"best/{name}_standard_error": score.standard_error for name, score in best.summary.items()}
         | {f"best/task/{task}": score.value for task, score in best.tasks.items()},
         artifacts=files,
         tags={"mergeline.best": leaderboard.rows[0].cell},

@@ -17,6 +17,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from mergeline.comparison import RESULT
+from mergeline.evaluation.kinds import WORDS, shown
+from mergeline.evaluation.score import Measure
 from mergeline.plan import Plan, Search
 from mergeline.report.result import Comparison, RowScores
 from mergeline.search.space import Point, overlay, settings
@@ -104,6 +106,7 @@ class SearchRecord:
 class SearchOutcome(BaseModel):
     """What a search comes to. point: the best one; settings: it as arguments of `--set`; file: the same as YAML.
 
+    value, plan_value: what is searched for the largest of, so perplexities and losses with a minus; measure: of what.
     trials_before: how many of the trials had been made by an earlier search.
     """
 
@@ -118,15 +121,16 @@ class SearchOutcome(BaseModel):
     file: Path
     trials: int
     trials_before: int = 0
+    measure: Measure = "share"
     mlflow_run: str | None = None
 
     @property
     def summary(self) -> str:
         """One sentence."""
         if not self.improves:
-            return f"{self._made}; none is better than the plan itself ({100 * self.plan_value:.2f} %)"
-        best = f"trial {self.number} is best: {100 * self.value:.2f} %"
-        return f"{self._made}; {best}, the plan {100 * self.plan_value:.2f} %"
+            return f"{self._made}; none is better than the plan itself ({shown(self.plan_value, self.measure, 2)})"
+        best = f"trial {self.number} is best: {shown(self.value, self.measure, 2)}"
+        return f"{self._made}; {best}, the plan {shown(self.plan_value, self.measure, 2)}"
 
     @property
     def improves(self) -> bool:
@@ -159,12 +163,14 @@ def publish_best(
     known: how many trials there were before this search.
     """
     best = best_of(trials)
-    plan_value = getattr(own, search.metric).value
+    plan_value = own.by(search.metric).goodness
+    of = WORDS[plan.measure] if plan.measure != "share" else "Accuracy"
     file = folder / f"{plan.name}.yaml"
     folder.mkdir(parents=True, exist_ok=True)
     about = (
         f"# Trial {best.number} of {len(trials)} of {plan.name}, by {search.method} over {', '.join(search.over)}.\n"
-        f"# Accuracy ({search.metric}) on '{search.split}': {best.value:.4f}; the plan itself: {plan_value:.4f}.\n"
+        f"# {of.capitalize()} ({search.metric}) on '{search.split}': {_number(best.value, plan)}; the plan itself: "
+        f"{_number(plan_value, plan)}.\n"
     )
     if best.value <= plan_value:
         about += "# None of the trials is better than the plan itself: there is nothing to gain from these values.\n"
@@ -183,7 +189,12 @@ def publish_best(
         file=file,
         trials=len(trials),
         trials_before=min(known, len(trials)),
+        measure=plan.measure,
     )
+
+
+def _number(goodness: float, plan: Plan) -> str:
+    return f"{goodness:.4f}" if plan.measure == "share" else shown(goodness, plan.measure, 4)
 
 
 def _row(plan: Plan, trial: Trial, name: str) -> RowScores:
@@ -200,5 +211,5 @@ def _settings(search: Search) -> dict[str, Any]:
 
 def _scores(facts: Mapping[str, Any]) -> dict[str, float]:
     row = facts.get("scores", {})
-    scores = {name: row[name]["value"] for name in ("mean", "joint") if name in row}
+    scores = {name: row[name]["value"] for name in ("mean", "joint") if row.get(name)}
     return scores | {f"task/{task}": score["value"] for task, score in row.get("tasks", {}).items()}

@@ -33,3 +33,22 @@ def write_texts(
     file.parent.mkdir(exist_ok=True)
     datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
     return file
+
+
+def write_gpt2(folder: Path) -> Path:
+    """config.json of a tiny GPT-2 for these words."""
+    from transformers import GPT2Config
+
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    GPT2Config(vocab_size=len(WORDS), bos_token_id=2, eos_token_id=3, pad_token_id=0, **shape).save_pretrained(folder)
+    return folder
+
+
+def write_t5(folder: Path) -> Path:
+    """config.json of a tiny T5 for these words."""
+    from transformers import T5Config
+
+    shape = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    tokens = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 3}
+    T5Config(vocab_size=len(WORDS), **tokens, **shape).save_pretrained(folder)
+    return folder

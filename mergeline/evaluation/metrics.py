@@ -1,11 +1,12 @@
 """How well a model tells classes apart, with the standard error that its number of examples allows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from mergeline.errors import InputError
@@ -13,18 +14,26 @@ from mergeline.evaluation.score import MetricName, Score, mean_and_error
 from mergeline.evaluation.tokens import are_tokens, batches_by_length
 
 
-def predict_logits(module: nn.Module, inputs: Tensor, batch_size: int = 256) -> Tensor:
+def predict_logits(
+    module: nn.Module, inputs: Tensor, batch_size: int = 256, *, head: Mapping[str, Tensor] | None = None
+) -> Tensor:
     """The module's outputs [n, d] for inputs [n, ...], float32 on the CPU; batches go to the module's device.
 
-    Texts [n, 2, length] are taken in batches of like length. Raises InputError where the module is in training mode:
-    its statistics would change while it is measured.
+    head: tensors by their names in the module, in place of its own while it is asked. Texts [n, 2, length] are taken in
+    batches of like length.
+    Raises InputError where the module is in training mode (its statistics would change while it is measured), or its
+    outputs are not of that shape, or not finite.
     """
     if module.training:
         raise InputError("predict_logits: the module is in training mode; call .eval() first.")
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     batches, places = batches_by_length(inputs, batch_size) if are_tokens(inputs) else (inputs.split(batch_size), None)
     with torch.no_grad():
-        outputs = torch.cat([module(batch.to(device)).float().cpu() for batch in batches])
+        own = {name: tensor.to(device) for name, tensor in (head or {}).items()}
+        found = [functional_call(module, own, (batch.to(device),)) for batch in batches]
+    outputs = torch.cat([getattr(batch, "logits", batch).float().cpu() for batch in found])
+    if outputs.ndim != 2:
+        raise InputError(f"the model gives outputs of shape {list(outputs.shape)}; expected a row for each example")
     return check_finite(outputs if places is None else outputs[places])
 
 
@@ -108,9 +117,14 @@ def _answers(scores: Tensor, labels: Tensor, classes: Sequence[int] | None) -> t
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
-    """Mean over independent tasks, each of the same weight; standard errors add in squares."""
+    """Mean over independent tasks, each of the same weight; standard errors add in squares.
+
+    Raises InputError where the scores are of several measures: a share and a perplexity have no mean.
+    """
+    if len(measures := {score.measure for score in scores}) > 1:
+        raise InputError(f"tasks measured by {' and '.join(sorted(measures))} have no common mean")
     value, error = mean_and_error([score.value for score in scores], [score.standard_error for score in scores])
-    return Score(value, error, sum(score.count for score in scores))
+    return Score(value, error, sum(score.count for score in scores), scores[0].measure)
 
 
 def ensemble_probabilities(logits: Sequence[Tensor], classes: Sequence[int] | None = None) -> Tensor:

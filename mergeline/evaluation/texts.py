@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,10 @@ from torch import Tensor
 from mergeline.errors import InputError
 from mergeline.evaluation.datasets import LabelledExamples, read_labels, read_rows
 from mergeline.evaluation.sources import tokenizer_file
+
+if TYPE_CHECKING:
+    import datasets
+    from tokenizers import Tokenizer
 
 
 def read_texts(
@@ -29,12 +34,18 @@ def read_texts(
     Raises InputError naming what is not there (column, value), what is, and the nearest name; or a row without text.
     """
     table = read_rows(file, where, (text_column, label_column))
-    texts = table[text_column][:]
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputError(f"{file}: row {i} of column {text_column!r} is no text but {text!r}.")
+    texts = texts_of(table, text_column, file)
     labels, class_names = read_labels(table, label_column, file)
     return LabelledExamples(tokenize(texts, tokenizer, max_length), labels, class_names)
+
+
+def texts_of(table: datasets.Dataset, column: str, file: Path) -> list[str]:
+    """The texts of a column. Raises InputError naming the row that is none."""
+    texts = table[column][:]
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"{file}: row {i} of column {column!r} is no text but {text!r}.")
+    return list(texts)
 
 
 def tokenize(texts: Sequence[str], tokenizer: Path, max_length: int = 128) -> Tensor:
@@ -43,15 +54,7 @@ def tokenize(texts: Sequence[str], tokenizer: Path, max_length: int = 128) -> Te
     Texts of more than max_length tokens are cut; shorter ones than the longest are padded at the end, with mask 0.
     Raises InputError where the package `tokenizers` is missing, or the file is none of its.
     """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise InputError("texts need the package tokenizers: pip install 'mergeline[text]'") from error
-    file = tokenizer_file(tokenizer)
-    try:
-        encoder = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing more special
-        raise InputError(f"{file}: not a tokenizer of the tokenizers library: {error}") from error
+    encoder = open_tokenizer(tokenizer)
     padding = encoder.padding or {}
     token = str(padding.get("pad_token", "[PAD]"))
     pad = int(padding.get("pad_id", encoder.token_to_id(token) or 0))
@@ -59,3 +62,16 @@ def tokenize(texts: Sequence[str], tokenizer: Path, max_length: int = 128) -> Te
     encoder.enable_truncation(max_length)
     encoded = encoder.encode_batch(list(texts))
     return torch.tensor([[one.ids, one.attention_mask] for one in encoded])
+
+
+def open_tokenizer(place: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, or of a folder with one. Raises InputError as `tokenize` does."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise InputError("texts need the package tokenizers: pip install 'mergeline[text]'") from error
+    file = tokenizer_file(place)
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more special
+        raise InputError(f"{file}: not a tokenizer of the tokenizers library: {error}") from error

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mergeline.balancing.winners import BINS, Winners
+from mergeline.report.chart import axis_end, axis_title
 from mergeline.report.result import Comparison
 
 INK = "#010203"  # becomes the text colour of the page, light or dark
@@ -37,7 +38,7 @@ def task_bars(comparison: Comparison) -> Picture:
     best average."""
     rows = {row.name: row for row in comparison.rows}
     averages = [rows[name] for name in ("average", "aligned-average") if name in rows]
-    best = max(averages, key=lambda row: row.mean.value, default=None)
+    best = max(averages, key=lambda row: row.mean.goodness, default=None)
     series = {"merged": comparison.result.tasks}
     series |= {"own task model": own} if (own := comparison.own) else {}
     series |= {row.label: row.tasks for row in (rows.get("ensemble"), best) if row is not None}
@@ -48,20 +49,22 @@ def task_bars(comparison: Comparison) -> Picture:
             shown = [(at, scores[name]) for at, name in enumerate(tasks) if name in scores]
             axes.barh(
                 [at - 0.4 + step * (place + 0.5) for at, _ in shown],
-                [100 * score.value for _, score in shown],
+                [score.scale * score.value for _, score in shown],
                 height=0.9 * step,
-                xerr=[100 * score.standard_error for _, score in shown],
+                xerr=[score.scale * score.standard_error for _, score in shown],
                 color=COLOURS[place % len(COLOURS)],
                 error_kw={"ecolor": INK, "elinewidth": 0.8},
                 label=_plain(label),
             )
         axes.set_yticks(range(len(tasks)), [_plain(name) for name in tasks])
         axes.set_ylim(len(tasks) - 0.5, -0.5)
-        axes.set_xlim(0, 100)
-        axes.set_xlabel("accuracy, %")
+        every = [scores[name] for scores in series.values() for name in tasks if name in scores]
+        axes.set_xlim(min(0.0, *(score.scale * score.value for score in every)), axis_end(every))
+        axes.set_xlabel(axis_title(comparison.result.mean))
         _legend(figure, len(series))
         data = _svg(figure)
-    alt = f"Bars: accuracy per task of {', '.join(series)}; the numbers are in the table."
+    measured = axis_title(comparison.result.mean).partition(",")[0]
+    alt = f"Bars: {measured} per task of {', '.join(series)}; the numbers are in the table."
     return Picture("Task by task", alt, data, "Lines: one standard error of the test examples.")
 
 

@@ -90,7 +90,7 @@ class Leaderboard(BaseModel):
             for name, settings in named.items()
         ]
         rows = _chosen(rows) if choose else rows
-        rows.sort(key=lambda row: -getattr(row.scores, metric).value)
+        rows.sort(key=lambda row: -row.scores.by(metric).goodness)
         return cls(plan=plan.name, metric=metric, split=choose.split if choose else None, rows=rows)
 
     @property
@@ -109,17 +109,22 @@ class Leaderboard(BaseModel):
         return [one.repeat for one in self.rows[0].repeats]
 
     def behind(self, row: LeaderboardRow) -> Score:
-        """How much less than the first row one scores, with the error of the mean of the differences in each repeat."""
+        """How much worse than the first row one scores, with the error of the mean of the differences."""
         return over_repeats(
             [
-                Score(first.value - own.value, hypot(first.standard_error, own.standard_error), own.count)
+                Score(
+                    first.goodness - own.goodness,
+                    hypot(first.standard_error, own.standard_error),
+                    own.count,
+                    own.measure,
+                )
                 for one, other in zip(self.rows[0].repeats, row.repeats, strict=True)
-                for first, own in [(getattr(one.scores, self.metric), getattr(other.scores, self.metric))]
+                for first, own in [(one.scores.by(self.metric), other.scores.by(self.metric))]
             ]
         )
 
     def table(self) -> list[dict[str, Value]]:
-        """One row per cell, in percent: rank, name, mean and joint accuracy, tasks, tasks outside, then the settings.
+        """One row per cell, shares in percent: rank, name, mean and joint accuracy, tasks, settings.
 
         With repeats, all of that is the mean over them, and every group of them has columns of its own.
         """
@@ -160,7 +165,7 @@ class Leaderboard(BaseModel):
         """The ranking for a terminal."""
         wide = max(len(row.cell) for row in self.rows)
         lines = [
-            f"{rank:>3}  {row.cell:<{wide}}  {row.scores.mean}  joint {row.scores.joint}"
+            f"{rank:>3}  {row.cell:<{wide}}  {row.scores.mean}{_joint(row.scores)}"
             + (f"  on {self.split} {row.choice}" if row.choice else "")
             + (f"  chosen {self._chosen(row)}".removesuffix(" yes") if self._chosen(row) else "")
             for rank, row in enumerate(self.rows, start=1)
@@ -177,8 +182,8 @@ class Leaderboard(BaseModel):
         return found
 
 
-def _repeat(one: Measured, metric: str) -> RepeatScores:
-    choice = getattr(one.tried, metric) if one.tried else None
+def _repeat(one: Measured, metric: Literal["mean", "joint"]) -> RepeatScores:
+    choice = one.tried.by(metric) if one.tried else None
     return RepeatScores(repeat=one.cell.repeat, group=one.cell.group, scores=one.scores, choice=choice)
 
 
@@ -196,7 +201,7 @@ def _chosen(rows: list[LeaderboardRow]) -> list[LeaderboardRow]:
     for method in dict.fromkeys(row.method for row in rows):
         cells = [row.cell for row in rows if row.method == method]
         for place in range(len(rows[0].repeats)):
-            best = max(cells, key=lambda cell: _value(marked[cell][place].choice))
+            best = max(cells, key=lambda cell: _goodness(marked[cell][place].choice))
             marked[best][place] = marked[best][place].model_copy(update={"chosen": True})
             if len(cells) > 1 and len(rows[0].repeats) > 1:
                 chosen.setdefault(method, []).append(marked[best][place])
@@ -212,20 +217,20 @@ def _chosen(rows: list[LeaderboardRow]) -> list[LeaderboardRow]:
     ]
 
 
-def _value(score: Score | None) -> float:
-    return score.value if score else float("-inf")
+def _goodness(score: Score | None) -> float:
+    return score.goodness if score else float("-inf")
 
 
-def _groups(row: LeaderboardRow, metric: str) -> dict[str, list[Score]]:
+def _groups(row: LeaderboardRow, metric: Literal["mean", "joint"]) -> dict[str, list[Score]]:
     """The scores of a row by group of repeats; nothing where all are one group."""
     found: dict[str, list[Score]] = {}
     for one in row.repeats:
-        found.setdefault(one.group, []).append(getattr(one.scores, metric))
+        found.setdefault(one.group, []).append(one.scores.by(metric))
     return found if len(found) > 1 else {}
 
 
 def _columns(scores: RowScores) -> dict[str, Value]:
-    named = {"mean": scores.mean, "joint": scores.joint} | scores.tasks
+    named = scores.summary | scores.tasks
     named |= {f"outside {task}": score for task, score in scores.outside.items()}
     return {key: value for name, score in named.items() for key, value in _with_error(name, score).items()}
 
@@ -266,8 +271,12 @@ def _fields(plan: Plan, *, exclude_unset: bool) -> Iterator[tuple[str, Value]]:
 
 
 def _with_error(name: str, score: Score) -> dict[str, Value]:
-    return {name: _percent(score.value), f"{name} ±": _percent(score.standard_error)}
+    digits = 2 if score.measure == "share" else 4
+    return {
+        name: round(score.scale * score.value, digits),
+        f"{name} ±": round(score.scale * score.standard_error, digits),
+    }
 
 
-def _percent(share: float) -> float:
-    return round(100 * share, 2)
+def _joint(scores: RowScores) -> str:
+    return f"  joint {scores.joint}" if scores.joint else ""

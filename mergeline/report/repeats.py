@@ -25,7 +25,7 @@ class RepeatScores(BaseModel):
 
 def mean_of_repeats(rows: Sequence[RowScores]) -> RowScores:
     """The mean of a row over its repeats; of its tasks those that all of them have."""
-    first = rows[0]
+    first, joint = rows[0], [row.joint for row in rows if row.joint]
     if len(rows) == 1:
         return first
 
@@ -39,15 +39,15 @@ def mean_of_repeats(rows: Sequence[RowScores]) -> RowScores:
         label=first.label,
         tasks=common("tasks"),
         mean=over_repeats([row.mean for row in rows]),
-        joint=over_repeats([row.joint for row in rows]),
+        joint=over_repeats(joint) if len(joint) == len(rows) else None,
         outside=common("outside"),
     )
 
 
 def mean_outside(scores: RowScores) -> Score | None:
-    """The mean of the tasks outside; None where there are none."""
+    """The mean of the tasks outside; None where there are none, or they are measured in several ways."""
     found = list(scores.outside.values())
-    if not found:
+    if len({one.measure for one in found}) != 1:
         return None
     value, error = mean_and_error([one.value for one in found], [one.standard_error for one in found])
-    return Score(value, error, sum(one.count for one in found))
+    return Score(value, error, sum(one.count for one in found), found[0].measure)

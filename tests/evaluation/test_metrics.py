@@ -32,7 +32,7 @@ def test_accuracy_counts_right_answers() -> None:
 
 def test_accuracy_among_some_classes_ignores_the_others_columns_and_pictures() -> None:
     # without class 0 the second picture is right, and the first is not asked
-    assert astuple(accuracy(SCORES, LABELS, [1, 2])) == pytest.approx((2 / 3, sqrt(2 / 27), 3))
+    assert astuple(accuracy(SCORES, LABELS, [1, 2]))[:3] == pytest.approx((2 / 3, sqrt(2 / 27), 3))
     assert accuracy(SCORES, LABELS, [2, 1]) == accuracy(SCORES, LABELS, [1, 2])
 
 
@@ -57,7 +57,7 @@ def test_a_task_without_pictures_is_refused() -> None:
 
 def test_the_mean_of_scores_weighs_tasks_equally() -> None:
     mean = mean_score([Score(0.5, 0.03, 100), Score(1.0, 0.04, 900)])
-    assert astuple(mean) == pytest.approx((0.75, 0.025, 1000))
+    assert astuple(mean)[:3] == pytest.approx((0.75, 0.025, 1000))
 
 
 def test_the_ensemble_averages_probabilities_not_logits() -> None:
