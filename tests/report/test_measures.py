@@ -9,12 +9,14 @@ from mergeline.errors import InputError
 from mergeline.evaluation.metrics import mean_score
 from mergeline.evaluation.relative import relative
 from mergeline.evaluation.score import Score
+from mergeline.grid import Cell
 from mergeline.plan import Promotion
 from mergeline.plan_file import load_plan
 from mergeline.promotion import Measured, judge
 from mergeline.report.chart import draw_chart
 from mergeline.report.html import report_html
 from mergeline.report.leaderboard import Leaderboard
+from mergeline.report.leaderboard import Measured as Row
 from mergeline.report.page import report_page
 from mergeline.report.result import Comparison, RowScores, own_scores
 from mergeline.report.table import header, own_table
@@ -96,12 +98,14 @@ def test_the_better_of_a_models_two_rows_is_its_own_score():
 
 
 def test_the_lowest_is_ranked_first(plan):
-    cells = {name: (plan, row("merged", value), None) for name, value in {"a": 30.0, "b": 10.0, "c": 20.0}.items()}
-    board = Leaderboard.of(plan, cells)
+    values = {"a": 30.0, "b": 10.0, "c": 20.0}
+    measured = [Row(cell=Cell(name=name, plan=plan), scores=row("merged", value)) for name, value in values.items()]
+    board = Leaderboard.of(plan, measured)
     assert [one.cell for one in board.rows] == ["b", "c", "a"]
     assert board.table()[0]["mean"] == 10.0
     assert board.lines()[0] == "  1  b  10.000 ± 0.100"
     assert board.metrics()["best"]["mean"] == 10.0
+    assert board.behind(board.rows[2]).value == 20.0
     with pytest.raises(InputError, match="there is no joint accuracy"):
         row("merged", 1.0).by("joint")
 
