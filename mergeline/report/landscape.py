@@ -178,7 +178,7 @@ def _drawing(width: float, height: float) -> Iterator[Figure]:
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update({"font.size": 9, "font.family": "DejaVu Sans", "text.parse_math": False})
-        figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
 
