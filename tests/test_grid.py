@@ -136,7 +136,10 @@ def test_what_was_laid_over_a_plan_is_there_and_the_rest_is_untouched(plan, chan
             assert result[key] == changes[key]
 
 
-@pytest.mark.parametrize(("path", "cells"), [("params/mudsc_table.yaml", 8), ("params/pcb_table.yaml", 25)])
+@pytest.mark.parametrize(
+    ("path", "cells"),
+    [("params/mudsc_table.yaml", 8), ("params/pcb_table.yaml", 25), ("params/newest_table.yaml", 37)],
+)
 def test_the_shipped_comparisons_are_valid(path: str, cells: int) -> None:
     found = load_cells(path)
     assert len(found) == cells
