@@ -48,8 +48,8 @@ def crossed(**values: list[Any]) -> list[dict[str, Any]]:
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "average": [{}],
     "task_arithmetic": scales(0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.4),
-    "ties": crossed(keep_ratio=[0.1, 0.3], scale=[0.5, 0.7, 1.0, 1.4]),
-    "pcb": [{"variant": "pairwise", **own} for own in crossed(keep_ratio=[0.1, 0.3], scale=[0.5, 0.7, 1.0, 1.4])],
+    "ties": crossed(keep_ratio=[0.1, 0.3], scale=[0.7, 1.0, 1.4, 2.0]),
+    "pcb": [{"variant": "pairwise", **own} for own in crossed(keep_ratio=[0.1, 0.3], scale=[0.7, 1.0, 1.4, 2.0])],
     "regmean": ALPHAS,
     "regmean, own classes": ALPHAS,
     "regmean_plusplus, own classes": ALPHAS,

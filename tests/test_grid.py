@@ -178,13 +178,18 @@ def test_a_cell_is_written_down_without_its_plan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "cells", "repeats"), [("params/mudsc_table.yaml", 8, 4), ("params/pcb_table.yaml", 26, 7)]
+    ("path", "cells", "repeats", "members"),
+    [
+        ("params/mudsc_table.yaml", 8, 4, {2}),
+        ("params/pcb_table.yaml", 26, 7, {2, 3, 4}),
+        ("params/newest_table.yaml", 37, 1, {4}),
+    ],
 )
-def test_the_shipped_comparisons_are_valid(path: str, cells: int, repeats: int) -> None:
+def test_the_shipped_comparisons_are_valid(path: str, cells: int, repeats: int, members: set[int]) -> None:
     """No method has more settings to choose from than another one."""
     found = load_cells(path)
     assert len({cell.name for cell in found}) == cells and len({cell.repeat for cell in found}) == repeats
     first = [cell.plan for cell in found if cell.repeat == found[0].repeat]
     methods = [plan.merge.method for plan in first if plan.search is None]
     assert {methods.count(method) for method in {*methods} - {"average"}} <= {4}
-    assert {len(plan.task_models) for plan in (cell.plan for cell in found)} == ({2} if repeats == 4 else {2, 3, 4})
+    assert {len(plan.task_models) for plan in (cell.plan for cell in found)} == members

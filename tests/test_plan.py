@@ -28,7 +28,14 @@ def faults_of(*overrides, path="params.yaml"):
 
 
 @pytest.mark.parametrize(
-    "path", ["params.yaml", "params/mudsc.yaml", "params/mudsc_table.yaml", "params/pcb_table.yaml"]
+    "path",
+    [
+        "params.yaml",
+        "params/mudsc.yaml",
+        "params/mudsc_table.yaml",
+        "params/pcb_table.yaml",
+        "params/newest_table.yaml",
+    ],
 )
 def test_the_shipped_plans_are_valid(path):
     assert load_plan(path).tasks

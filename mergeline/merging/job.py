@@ -209,11 +209,7 @@ def _evidence(evidence: Sequence[Checkpoint] | None, method: registry.Method, mo
         if evidence is not None:
             raise InputError(f"method {method.name!r} uses no evidence; leave `evidence` out.")
         return []
-    kind = {
-        "fisher": "the diagonal Fisher information",
-        "gram": "the Gram matrices of the layers' inputs",
-        "merged_gram": "the Gram matrices of the layers' inputs in the merged model",
-    }[method.evidence]
+    kind = registry.EVIDENCE[method.evidence]
     if evidence is None:
         raise InputError(f"method {method.name!r} needs `evidence`: {kind} of each task model.")
     if isinstance(evidence, str | Path | Mapping) or len(evidence) != models:

@@ -22,6 +22,13 @@ Granularity = Literal["model", "layer", "tensor"]
 Evidence = Literal["fisher", "gram", "merged_gram"]
 Models = tuple[int, int | None]
 
+EVIDENCE: Mapping[Evidence, str] = {
+    "fisher": "the diagonal Fisher information",
+    "gram": "the Gram matrices of the layers' inputs",
+    "merged_gram": "the Gram matrices of the layers' inputs in the merged model",
+}
+"""What each kind of evidence is, for people."""
+
 REQUIRED = inspect.Parameter.empty
 RESERVED = ("where", "statistics", "evidence")  # keywords of a kernel that the engine fills in
 _METHODS: dict[str, Method] = {}

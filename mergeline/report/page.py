@@ -124,9 +124,7 @@ def _stages(plan: Plan, facts: Facts) -> str:
         rows = "; ".join(f"{model.name} |tau| <= {bound:.2e}, score > {score:.2f}" for model, bound, score in pairs)
         lines.append(f"- **PCB coefficients**: magnitudes are clipped and scores up to a threshold dropped: {rows}.")
     if evidence := registry.get(plan.merge.method).evidence:
-        what = {"fisher": "the diagonal Fisher information", "gram": "the Gram matrices of all layers' inputs"}[
-            evidence
-        ]
+        what = registry.EVIDENCE[evidence]
         lines.append(f"- **Evidence**: {what} of each model, on `{plan.merge.evidence.split}` data of its tasks.")
     options = ", ".join(f"{key} {value}" for key, value in (plan.merge.options | plan.merge.grouping).items())
     lines.append(f"- **Merge**: {plan.merge.method}{f' ({options})' if options else ''}, onto the {plan.merge.onto}.")
