@@ -20,6 +20,7 @@ from tasks.families import represent_family
 from tasks.findings import Aligned, map_similarity
 from tasks.heads import take_head
 from tasks.job import Job
+from tasks.landscape import draw_landscape, lay_plane, measure_losses
 from tasks.merging import (
     MergeInputs,
     competes,
@@ -37,6 +38,7 @@ from tasks.recording import Outcome, Part, record_run
 from tasks.runners import plan_flow
 from tasks.similarity import activation_similarity, weight_similarity
 from tasks.store import ArtifactRef, put_json
+from tasks.survey import Survey
 from tasks.winners import count_winners
 
 
@@ -71,6 +73,7 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
     seen = {"maps": map_similarity.submit(**aligned.mapped(plan.align))} if aligned and plan.align else {}
     if competes(plan.merge) and RESULT in coefficients:
         seen["winners"] = count_winners.submit(**job.competition(rows[RESULT], merges[RESULT], coefficients[RESULT]))
+    surveyed = Survey(job, plan.landscape, checkpoints, merged[RESULT], aligned) if plan.landscape else None
     made = Made(
         checkpoints=checkpoints,
         datasets=job.datasets,
@@ -81,6 +84,7 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
         heads=progress.results("head", heads),
         exports=progress.results("export", programs),
         findings=progress.results("report", seen),
+        landscape=survey_landscape(surveyed, progress) if surveyed else None,
     )
     drawn = put_json(comparison.model_dump(mode="json"), "comparison")
     charts = {"chart": draw_comparison.submit(drawn)} if comparison.rows else {}
@@ -151,6 +155,15 @@ def align_families(job: Job, options: Align, checkpoints: dict[str, ArtifactRef]
         chosen = search_balance(job, options.balance_search, alignments, checkpoints, progress)
     found = {"weights": results["weights"], "activations": results["responses"]}
     return Aligned(alignment=chosen, families=families, **found)
+
+
+def survey_landscape(survey: Survey, progress: Progress) -> ArtifactRef:
+    """The loss on the plane through task models and merged model, row by row, and on lines between models."""
+    plane = progress.results("landscape", {"plane": lay_plane.submit(**survey.placing)})["plane"]
+    calls = survey.rows(plane) | survey.lines
+    measured = progress.results("landscape", {name: measure_losses.submit(**call) for name, call in calls.items()})
+    drawn = draw_landscape.submit(**survey.drawing(plane, measured))
+    return progress.results("draw", {"landscape": drawn})["landscape"]
 
 
 def search_balance(

@@ -78,6 +78,7 @@ def on_split(cell: Plan, split: str) -> Plan:
         update={
             "tasks": [task.model_copy(update={"split": split}) for task in cell.tasks if task.checkpoint is not None],
             "output": cell.output.parent / f"on-{split}" / cell.output.name,
+            "landscape": None,
             "tracking": cell.tracking.model_copy(update={"enabled": False}),
         }
     )

@@ -152,6 +152,23 @@ class Evaluation(Section):
     compare: list[ComparisonKind] = Field(default=list(get_args(ComparisonKind)))
 
 
+class Landscape(Section):
+    """The loss of every task between models: on the plane through two task models and the merged one, and on lines."""
+
+    points: int = Field(default=15, ge=2, description="of the grid on the plane, per side; each row is a stage")
+    margin: float = Field(
+        default=0.25, ge=0, allow_inf_nan=False, description="beyond the models, as a share of how far they extend"
+    )
+    line_points: int = Field(default=11, ge=3, description="per line, both ends included")
+    split: str = Field(default="validation", description="labelled data that the loss is taken on; it chooses nothing")
+    through: list[str] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=2,
+        description="two task models; default: the first, and the first of the last family (of one family: the last)",
+    )
+
+
 class ScaleRange(Section):
     """Where a search looks for a lambda."""
 
@@ -292,6 +309,7 @@ class Plan(Section):
     merge: Merge = Merge()
     tasks: list[Task] = Field(default=[])
     evaluation: Evaluation = Evaluation()
+    landscape: Landscape | None = None
     runner: Literal["threads", "dask", "ray"] = Field(
         default="threads",
         description="what the stages run on: threads, or a cluster (of this machine, or the one that "

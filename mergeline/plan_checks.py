@@ -29,6 +29,7 @@ def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
     yield from _merge_faults(raw.get("merge") or {}, checkpoints)
     yield from _evidence_faults(raw, checkpoints)
     yield from _align_faults(raw)
+    yield from _landscape_faults(raw, checkpoints)
     yield from _missing_sections(raw, checkpoints)
     yield from _export_faults(raw)
     yield from _registry_faults(raw)
@@ -49,6 +50,10 @@ def _names(entries: list[dict[str, Any]]) -> list[str]:
 
 def _base_names(checkpoints: list[dict[str, Any]]) -> set[str]:
     return {str(entry["base"]) for entry in checkpoints if entry.get("base") is not None} - {INITIAL}
+
+
+def _families(checkpoints: list[dict[str, Any]]) -> set[str]:
+    return {str(entry.get("base") or entry.get("name")) for entry in checkpoints}  # a base is one by its own name
 
 
 def _checkpoint_faults(checkpoints: list[dict[str, Any]]) -> Iterator[str]:
@@ -250,9 +255,36 @@ def _evidence_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> 
         yield from dict.fromkeys(fault for found in faults for fault in found)
 
 
+def _landscape_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iterator[str]:
+    """A landscape without losses, without a common unit order, on data that is not there, or through no task models."""
+    landscape, align = raw.get("landscape"), raw.get("align")
+    if not isinstance(landscape, dict):
+        return
+    tasks = [task for task in _entries(raw, "tasks") if not _is_outside(task)]
+    if not tasks:
+        yield "landscape: there are no tasks, so there is no loss to show; name at least one, or leave landscape out"
+    if isinstance(align, dict) and align.get("method") == "zip" and len(_families(checkpoints)) > 1:
+        yield (
+            "landscape: align.method zip merges units, so before the merge no two models have a common unit order to "
+            "go along; write align.method: permute, or leave landscape out"
+        )
+    if isinstance(datasets := raw.get("datasets"), dict):
+        split = str(landscape.get("split", "validation"))
+        faults = (_split_faults("landscape", {**task, "split": split}, datasets, split) for task in tasks)
+        yield from dict.fromkeys(fault for found in faults for fault in found)
+    models = [name for name in _names(checkpoints) if name not in _base_names(checkpoints)]
+    through = landscape.get("through")
+    named = [str(name) for name in through] if isinstance(through, list) else []
+    for i, name in enumerate(named):
+        if name not in models:
+            yield f"landscape.through[{i}]: no task model is called '{name}'{nearest(name, models, listed=True)}"
+    if len(set(named)) < len(named):
+        yield f"landscape.through: '{named[0]}' is listed twice; the plane needs two task models"
+
+
 def _missing_sections(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iterator[str]:
     """Sections that a merge alone does not need, but an evaluation or an alignment does."""
-    families = {str(entry.get("base") or entry.get("name")) for entry in checkpoints}  # a base is one by its own name
+    families = _families(checkpoints)
     needs = {"architecture": bool(raw.get("tasks"))}
     needs["calibration"] = any(is_classification(kind_of(task)) for task in _entries(raw, "tasks"))
     for section in ("architecture", "calibration"):

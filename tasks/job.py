@@ -246,6 +246,8 @@ class Job:
             slices = [self.calibration, *slices]
         if plan.align and aligns(plan) and plan.align.balance_search:
             slices += [domain.examples for domain in self.domains_on(plan.align.balance_search.split)]
+        if plan.landscape:
+            slices += [domain.examples for domain in self.domains_on(plan.landscape.split)]
         if evidence_of(plan.merge):
             slices += [self._task_data(task, plan.merge.evidence.split).examples for task in self._inside]
         files = [piece.file for piece in slices]

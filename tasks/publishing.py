@@ -21,6 +21,7 @@ from mergeline.report.page import Facts, report_page
 from mergeline.report.result import Comparison
 from tasks._env import state_directory
 from tasks.exporting import Exported, exports_record
+from tasks.landscape import DOCUMENT, landscape_markdown, landscape_pictures
 from tasks.lineage import lineage
 from tasks.locks import exclusive
 from tasks.permutations import BALANCE_SEARCH
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 MODEL, CHART, CONFIG, CARD = "model.safetensors", "chart.png", "config.json", "README.md"
 REPORT = "report.html"
+LANDSCAPE = "landscape"
 OTHER_CARD = "MODEL_CARD.md"
 """Where the model card goes in a folder whose README.md somebody else wrote."""
 
@@ -52,6 +54,7 @@ class Made(BaseModel):
     heads: dict[str, ArtifactRef] = {}
     exports: dict[str, Exported] = {}
     findings: dict[str, ArtifactRef] = {}
+    landscape: ArtifactRef | None = None
 
 
 @task(name="publish")
@@ -96,7 +99,10 @@ def _publish(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef 
     _write_json(output / "lineage.json", known)
     if chart:
         publish(chart, output / CHART)
-    _write_text(output / "report.md", report_page(plan, comparison, facts(made), CHART))
+    if made.landscape:
+        publish(made.landscape, output / LANDSCAPE)
+    more = [landscape_markdown(made.landscape, LANDSCAPE)] if made.landscape else []
+    _write_text(output / "report.md", report_page(plan, comparison, facts(made), CHART, more))
     _write_text(output / REPORT, html_report(plan, made, comparison, known))
     card = CardFacts(
         digests=known["checkpoints"],
@@ -124,6 +130,7 @@ def published_beside(plan: Plan, *, measured: bool) -> list[str]:
         measured and bool(plan.heads)
     )
     names += [CONFIG, "exports/"] if plan.architecture else []
+    names += [f"{LANDSCAPE}/"] if plan.landscape else []
     return [*names, "comparison.json", "metrics.json", "lineage.json", "report.md", REPORT, CARD]
 
 
@@ -195,7 +202,12 @@ def _listed(file: Path) -> set[str]:
 
 
 def _remove_older(output: Path, older: set[str], keep: list[str]) -> None:
-    """Remove the files of an older model, and what measured it."""
+    """Remove the files of an older model, and what measured it.
+
+    A landscape is no out of dvc.yaml, since not every plan has one, so DVC leaves it where it removes all else.
+    """
+    if f"{LANDSCAPE}/" not in keep and (output / LANDSCAPE / DOCUMENT).is_file():
+        shutil.rmtree(output / LANDSCAPE)
     if not older:
         return
     for name in {*older, CHART, CONFIG} - set(keep):
@@ -235,6 +247,7 @@ def html_report(
         lineage=known,
         maps=[SimilarityMap.model_validate(values) for values in found.get("maps", [])],
         winners=Winners.model_validate(found["winners"]) if "winners" in found else None,
+        pictures=landscape_pictures(made.landscape) if made.landscape else [],
         run=run,
     )
     return report_html(plan, comparison, findings)

@@ -93,6 +93,7 @@ def record_run(
             | {f"matched/{group}": value for group, value in found.matched.items()}
             | {f"balance/{balance}": score for balance, score in found.balances.get("tried", {}).items()}
             | {f"export/{kind}/difference": off for kind, off in exported.items() if off is not None}
+            | barriers(made)
             | took,
             series={"objective": found.objective},
             artifacts=[*(path for path in files if path.name not in published_apart(made)), model] if model else files,
@@ -189,6 +190,14 @@ def scores(comparison: Comparison) -> dict[str, float]:
             if one.normalised is not None:
                 metrics[f"{row_name}/normalised{place}"] = one.normalised
     return metrics
+
+
+def barriers(made: Made) -> dict[str, float]:
+    """The barriers of the mean loss: `barrier/base-a to base-b/after`."""
+    from tasks.landscape import read_landscape
+
+    heights = read_landscape(made.landscape).heights if made.landscape else {}
+    return {f"barrier/{name}": height for name, height in heights.items()}
 
 
 def _params(plan: Plan) -> dict[str, Any]:

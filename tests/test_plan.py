@@ -55,7 +55,9 @@ def test_addresses_of_mlflow_are_valid_and_nothing_is_asked(uri):
 def test_what_has_no_effect_are_fields_of_the_plan():
     assert BESIDE < WITHOUT_EFFECT < set(Plan.model_fields)
     effective = {"name", "architecture", "checkpoints", "datasets", "calibration", "align", "merge", "tasks"}
-    assert set(Plan.model_fields) - WITHOUT_EFFECT == effective | {"evaluation", "export"}, "new: which of the two?"
+    assert set(Plan.model_fields) - WITHOUT_EFFECT == effective | {"evaluation", "export", "landscape"}, (
+        "new: which of the two?"
+    )
 
 
 def test_families_are_bases_in_the_order_of_their_task_models():
@@ -137,6 +139,17 @@ def test_overrides_reach_every_depth():
         ("datasets.fashion.path=data/none", "datasets.fashion.path: the folder 'data/none' does not exist"),
         ("architecture.factory=resnet", "architecture.factory: "),
         ("evaluation.compare=[ensembel]", r"evaluation.compare\[0\]: 'ensembel' is not one of .*'ensemble'"),
+        ("landscape={split: tset}", "landscape.split: 'tset' is not a split of .*; did you mean 'test'"),
+        ("landscape={points: 1}", "landscape.points: .*greater than or equal to 2"),
+        ("landscape={margin: .inf}", "landscape.margin: "),
+        (
+            "landscape={through: [a-clean-02478, a-clean]}",
+            r"landscape.through\[1\]: no task model is called 'a-clean'; did you mean 'a-clean-",
+        ),
+        (
+            "landscape={through: [a-clean-02478, a-clean-02478]}",
+            "landscape.through: 'a-clean-02478' is listed twice",
+        ),
         ("nonsense=1", "nonsense: unknown key"),
         ("checkpoints[0].name=merged", r"checkpoints\[0\].name: 'merged' is the name of a row"),
         ("checkpoints[0].uri=data/zoo", r"checkpoints\[0\].uri: data/zoo: holds 8 .*; name the one"),
@@ -176,6 +189,22 @@ def test_what_a_method_that_weighs_by_data_lacks_is_named():
     faults = faults_of("merge={method: fisher}", "tasks[0].checkpoint=a-clean-13569", "align.method=zip")
     assert any("checkpoints[2]: 'fisher' weighs models by data of their tasks" in fault for fault in faults)
     assert any("merge.method: 'fisher' weighs the units of each model, and zip merges" in fault for fault in faults)
+
+
+def test_a_landscape_needs_losses_and_a_common_unit_order():
+    assert load_plan("params.yaml").landscape is None
+    assert load_plan("params.yaml", ["landscape={}"]).landscape.split == "validation"
+    assert any("landscape: align.method zip merges units" in f for f in faults_of("landscape={}", "align.method=zip"))
+    assert any("landscape: there are no tasks" in fault for fault in faults_of("landscape={}", "tasks=[]"))
+    one_base = json.dumps(
+        [
+            spec.model_dump(mode="json")
+            for spec in load_plan("params.yaml").checkpoints
+            if "base-a" in (spec.name, spec.base)
+        ]
+    )
+    faults = faults_of("tasks=[]", "align.method=zip", "landscape={}", f"checkpoints={one_base}")
+    assert not any("zip merges units" in fault for fault in faults), "models of one base are not zipped"
 
 
 def test_checkpoints_alone_are_a_plan(tmp_path):

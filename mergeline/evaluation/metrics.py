@@ -109,7 +109,7 @@ def _bootstrap_error(rule: Callable[[Tensor], Tensor], counts: Tensor, draws: in
 
 def _answers(scores: Tensor, labels: Tensor, classes: Sequence[int] | None) -> tuple[Tensor, Tensor, list[int]]:
     """Predicted and true classes [n] of the examples of the chosen classes, and these."""
-    chosen = _chosen(classes, scores.shape[1])
+    chosen = chosen_classes(classes, scores.shape[1])
     kept = torch.isin(labels, torch.tensor(chosen))
     if not kept.any():
         raise InputError(f"classes {chosen}: there is no example of them.")
@@ -134,13 +134,13 @@ def ensemble_probabilities(logits: Sequence[Tensor], classes: Sequence[int] | No
 
     classes: the softmax is taken among these (default: all); the others have probability 0.
     """
-    chosen = _chosen(classes, logits[0].shape[1])
+    chosen = chosen_classes(classes, logits[0].shape[1])
     probabilities = torch.zeros_like(logits[0])
     probabilities[:, chosen] = torch.stack([model[:, chosen].softmax(dim=1) for model in logits]).mean(dim=0)
     return probabilities
 
 
-def _chosen(classes: Sequence[int] | None, count: int) -> list[int]:
+def chosen_classes(classes: Sequence[int] | None, count: int) -> list[int]:
     """The classes to choose among; InputError where one of them does not exist or stands twice."""
     chosen = list(range(count)) if classes is None else list(classes)
     if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= c < count for c in chosen):

@@ -31,13 +31,14 @@ class Facts:
     balances: Mapping[str, Any] = field(default_factory=dict)
 
 
-def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str) -> str:
-    """Markdown of the whole report; `chart` is the picture's file name beside it."""
+def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str, more: Sequence[str] = ()) -> str:
+    """Markdown of the whole report; `chart` is the picture's file name beside it, `more` are further sections."""
     sections = [
         f"# {plan.name}",
         *(_measured(plan, comparison, chart) if comparison.rows else ["Merged; there are no tasks to measure it on."]),
         f"## Checkpoints\n\n{_checkpoints(plan, facts)}",
         f"## What each stage did\n\n{_stages(plan, facts)}",
+        *more,
     ]
     return "\n\n".join(sections) + "\n"
 

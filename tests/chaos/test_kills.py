@@ -54,6 +54,23 @@ def test_a_result_that_was_published_in_part_is_not_mixed_with_another(kitchen, 
     check_end(merge, unbroken.expected)
 
 
+def test_a_landscape_goes_on_with_the_rows_that_are_missing(kitchen, unbroken, tmp_path):
+    """Killed among its rows and lines; a plan without one then publishes none."""
+    merge, wanted = Merge(kitchen, tmp_path / "landscape", small_plan()), "landscape={points: 3, line_points: 3}"
+    code = merge.run(wanted, kill=("measure-losses", 40))
+    begun = merge.computed().count("measure-losses")
+    assert (code, begun > 1) == (KILLED, True), begun
+    assert merge.run(wanted) == 0
+    calls = 3 + 1 + 2 * 2  # rows, the models themselves, two lines in two states
+    assert begun + merge.computed().count("measure-losses") in (calls, calls + 1), "only the killed one is begun again"
+    assert merge.repeated() == []
+    assert set(published(merge.output)) - set(unbroken.expected) == {
+        f"landscape/{name}" for name in ("landscape.json", "plane.png", "lines.png")
+    }
+    assert merge.run() == 0
+    assert published(merge.output) == unbroken.expected
+
+
 def test_two_runs_at_once_do_every_stage_once(kitchen, unbroken, tmp_path):
     merge = Merge(kitchen, tmp_path / "two", small_plan())
     assert merge.run_together([merge.request("workers=2") for _ in range(2)]) == [0, 0]

@@ -1,0 +1,38 @@
+"""How sure a model is of the right answers: cross-entropy, the loss that classifiers are trained with."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from mergeline.errors import InputError
+from mergeline.evaluation.metrics import chosen_classes
+
+
+def mean_loss(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> float:
+    """Cross-entropy in nats, mean over the examples, with a softmax among `classes` (default: all).
+
+    logits: [n, c]; of label prototypes the cosines times 100, as in training; labels: [n] int64. Examples of other
+    classes are left out. The logits are taken in float32, the mean in float64. Raises InputError where a class does
+    not exist, no example is left, or the loss is not finite.
+    """
+    losses = example_losses(logits, labels, classes)
+    bad = int((~losses.isfinite()).sum())
+    if bad:
+        raise InputError(
+            f"the loss is not finite for {bad} of {len(losses)} examples; the weights of the model diverged, or the "
+            f"merge made them too large (a smaller scale may help)"
+        )
+    return float(losses.double().mean())
+
+
+def example_losses(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+    """The cross-entropy of every example of the classes, [k] float32, finite or not; arguments as of `mean_loss`."""
+    chosen = chosen_classes(classes, logits.shape[1])
+    kept = torch.isin(labels, torch.tensor(chosen))
+    if not kept.any():
+        raise InputError(f"classes {chosen}: there is no example of them.")
+    places = torch.full((logits.shape[1],), -1, dtype=torch.long)
+    places[chosen] = torch.arange(len(chosen))
+    return cross_entropy(logits[kept][:, chosen].float(), places[labels[kept]], reduction="none")

@@ -1,0 +1,1 @@
+"""Loss between models: on the plane through three of them, and along lines."""

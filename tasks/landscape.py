@@ -1,0 +1,187 @@
+"""Stages: the loss of every task between models, on a plane and along lines. Each row of the grid is one stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from mergeline.errors import InputError
+from mergeline.landscape.landscape import LossLandscape, Points, State
+from mergeline.landscape.plane import Plane
+from tasks.architecture import ArchitectureSpec
+from tasks.checkpoints import open_artifact
+from tasks.domains import Answers, Domain
+from tasks.normalization import calibrated
+from tasks.policy import stage
+from tasks.store import ArtifactRef, put_directory
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mergeline.checkpoints.readers import Reader
+
+DOCUMENT = "landscape.json"
+PICTURES = {"plane": "plane.png", "lines": "lines.png"}
+
+
+class Anchor(BaseModel):
+    """A model that points lie between; an alignment brings it, as one of a family, into the common unit order."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    model: ArtifactRef
+    family: int = 0
+    alignment: ArtifactRef | None = None
+
+    def open(self) -> Reader:
+        """Its reader; messages call it by its name."""
+        reader = open_artifact(self.model)
+        if self.alignment is not None:
+            from mergeline.alignment.alignment import Alignment
+            from mergeline.alignment.apply import AlignedReader
+
+            reader = AlignedReader(reader, Alignment.load(self.alignment.path), self.family)
+        reader.source = self.name
+        return reader
+
+
+class MeasuredLine(BaseModel):
+    """The points of a line in each state."""
+
+    model_config = ConfigDict(frozen=True)
+
+    start: str
+    end: str
+    shares: list[float]
+    measured: dict[State, Points]
+
+
+@stage("lay-plane")
+def lay_plane(
+    models: list[Anchor], spare: list[Anchor], architecture: ArchitectureSpec, points: int, margin: float
+) -> Plane:
+    """The plane through the first two models and the first of the others that is not on their line, and its grid.
+
+    spare: models that are used, and shown, only where the others do not span a plane. All parameters count; what is
+    measured anew at every point (normalisation statistics) does not.
+    """
+    from mergeline.landscape.distances import inner_products
+    from mergeline.landscape.plane import lay_plane as lay
+
+    anchors = [*models, *spare]
+    readers = [anchor.open() for anchor in anchors]
+    names = [name for name, _ in architecture.load(readers[0]).named_parameters()]
+    return lay(
+        [anchor.name for anchor in anchors],
+        inner_products(readers, names),
+        shown=len(models),
+        points=points,
+        margin=margin,
+    )
+
+
+@stage("measure-losses")
+def measure_losses(
+    anchors: list[Anchor],
+    weights: list[list[float]],
+    architecture: ArchitectureSpec,
+    domains: list[Domain],
+    calibration_batch: int,
+    batch_size: int,
+) -> Points:
+    """Loss and accuracy of every task at some affine combinations of the anchors: one list of weights per point.
+
+    Every point has its normalisation statistics measured anew on the calibration data of each domain.
+    """
+    from tqdm import tqdm
+
+    for domain in domains:
+        domain.prepare()  # first: it imports what the stages that run beside this one import too
+    from mergeline.landscape.interpolation import AffineReader
+
+    readers = [anchor.open() for anchor in anchors]
+    losses: dict[str, list[float]] = {task: [] for domain in domains for task in domain.tasks}
+    accuracies: dict[str, list[float]] = {task: [] for task in losses}
+    for shares in tqdm(weights, desc=f"{'points':<12}", unit="point", disable=None, leave=False):
+        point = AffineReader(readers, shares)
+        try:
+            module = architecture.load(point)
+            for domain in domains:
+                _measure(module, domain, calibration_batch, batch_size, losses, accuracies)
+        except InputError as fault:
+            beyond = "; a smaller landscape.margin may help" if min(shares) < 0 or max(shares) > 1 else ""
+            raise InputError(f"landscape, at {point.source}: {fault}{beyond}") from fault
+    return Points(losses=losses, accuracies=accuracies)
+
+
+def _measure(
+    module: nn.Module,
+    domain: Domain,
+    calibration_batch: int,
+    batch_size: int,
+    losses: dict[str, list[float]],
+    accuracies: dict[str, list[float]],
+) -> None:
+    """Add a point to the losses and accuracies of the tasks of a domain."""
+    from mergeline.evaluation.losses import mean_loss
+    from mergeline.evaluation.metrics import accuracy
+
+    assert domain.calibration is not None, "the plan was checked: classifications are measured with such data"
+    answers = Answers([calibrated(module, domain.calibration, calibration_batch)], domain, batch_size, {})
+    labels = domain.examples.load().labels
+    for task, asked in domain.tasks.items():
+        (logits,) = answers.logits(task)
+        losses[task].append(mean_loss(logits, labels, asked.classes))
+        accuracies[task].append(accuracy(logits, labels, asked.classes).value)
+
+
+@stage("draw-landscape")
+def draw_landscape(
+    plane: Plane, rows: list[Points], anchors: Points | None, lines: list[MeasuredLine], split: str, of_result: bool
+) -> ArtifactRef:
+    """A folder with everything as JSON, and pictures of the plane and of the lines."""
+    from mergeline.landscape.landscape import landscape_of, line_of
+    from mergeline.report.landscape import draw_lines, draw_plane
+
+    found = landscape_of(
+        plane,
+        rows,
+        anchors,
+        [line_of(line.start, line.end, line.shares, line.measured) for line in lines],
+        split=split,
+        of_result=of_result,
+    )
+
+    def write(folder: Path) -> None:
+        (folder / DOCUMENT).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        if not plane.problem:
+            (folder / PICTURES["plane"]).write_bytes(draw_plane(found))
+        if lines:
+            (folder / PICTURES["lines"]).write_bytes(draw_lines(found))
+
+    return put_directory(write, "landscape")
+
+
+def read_landscape(ref: ArtifactRef) -> LossLandscape:
+    """What `draw_landscape` stored."""
+    return LossLandscape.model_validate_json((ref.path / DOCUMENT).read_text(encoding="utf-8"))
+
+
+def landscape_pictures(ref: ArtifactRef) -> list[Any]:
+    """The pictures for the report, with titles, alternative texts and captions."""
+    from mergeline.report.landscape import pictures_of
+
+    drawn = {name: (ref.path / file).read_bytes() for name, file in PICTURES.items() if (ref.path / file).is_file()}
+    return pictures_of(read_landscape(ref), drawn)
+
+
+def landscape_markdown(ref: ArtifactRef, folder: str) -> str:
+    """The section of report.md; folder: where the pictures lie beside it."""
+    from mergeline.report.landscape import landscape_section
+
+    alternative = {"plane": "loss on the plane through the models", "lines": "loss between models"}
+    there = {alternative[name]: f"{folder}/{file}" for name, file in PICTURES.items() if (ref.path / file).is_file()}
+    return landscape_section(read_landscape(ref), there)
