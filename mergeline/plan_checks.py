@@ -271,13 +271,9 @@ def _landscape_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) ->
     landscape, align = raw.get("landscape"), raw.get("align")
     if not isinstance(landscape, dict):
         return
-    inside = [task for task in _entries(raw, "tasks") if not _is_outside(task)]
-    tasks = [task for task in inside if is_classification(kind_of(task)) and task.get("head") is None]
+    tasks = [task for task in _entries(raw, "tasks") if not _is_outside(task)]
     if not tasks:
-        yield (
-            "landscape: no task is a classification by the merged model alone, so there is no loss to show; name at "
-            "least one, or leave landscape out"
-        )
+        yield "landscape: there are no tasks, so there is no loss to show; name at least one, or leave landscape out"
     if isinstance(align, dict) and align.get("method") == "zip" and len(_families(checkpoints)) > 1:
         yield (
             "landscape: align.method zip merges units, so before the merge no two models have a common unit order to "

@@ -72,7 +72,7 @@ class Answers:
         """How good the answers to a task are. Raises InputError where they are none."""
         asked = self._domain.tasks[task]
         if is_classification(asked.kind):
-            return self._classified(asked.metric, self._logits_of(task), asked.classes)
+            return self._classified(asked.metric, self.logits(task), asked.classes)
         if asked.kind == CAUSAL_LM:
             from mergeline.evaluation.language import perplexity
 
@@ -84,21 +84,10 @@ class Answers:
 
         return judge(asked.kind, module, self._domain.examples.rows(), asked.metric, self._batch_size)
 
-    def loss(self, task: str) -> float:
-        """Cross-entropy of a classification by one module, in nats. Raises InputError where it is not finite."""
-        from mergeline.evaluation.losses import mean_loss
-
-        (logits,) = self._logits_of(task)
-        return mean_loss(logits, self._domain.examples.load().labels, self._domain.tasks[task].classes)
-
-    def accuracy(self, task: str) -> Score:
-        """Share of right answers to a classification, whatever its metric is."""
-        return self._classified("accuracy", self._logits_of(task), self._domain.tasks[task].classes)
-
     def joint(self, classes: list[int] | None) -> Score:
         """Accuracy among the classes of all tasks (None: all that there are)."""
         asked = (task for task, one in self._domain.tasks.items() if is_classification(one.kind) and not one.outside)
-        return self._classified("accuracy", self._logits_of(next(asked)), classes)
+        return self._classified("accuracy", self.logits(next(asked)), classes)
 
     def _classified(self, metric: MetricName, logits: list[Tensor], classes: list[int] | None) -> Score:
         from mergeline.evaluation.metrics import ensemble_probabilities, score_by
@@ -119,8 +108,8 @@ class Answers:
             batch_size=self._batch_size,
         )
 
-    def _logits_of(self, task: str) -> list[Tensor]:
-        """Of every module the logits [n, labels]; tasks that are answered in one way share them."""
+    def logits(self, task: str) -> list[Tensor]:
+        """Of every module the logits [n, labels] of a classification; tasks that are answered in one way share them."""
         asked = self._domain.tasks[task]
         own = task if asked.head is not None else None
         key = (asked.kind, own or (repr(asked.classes) if asked.kind == HEAD else None))

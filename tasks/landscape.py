@@ -99,7 +99,7 @@ def measure_losses(
     from tqdm import tqdm
 
     for domain in domains:
-        domain.examples.load()  # first: it imports what the stages that run beside this one import too
+        domain.prepare()  # first: it imports what the stages that run beside this one import too
     from mergeline.landscape.interpolation import AffineReader
 
     readers = [anchor.open() for anchor in anchors]
@@ -126,12 +126,16 @@ def _measure(
     accuracies: dict[str, list[float]],
 ) -> None:
     """Add a point to the losses and accuracies of the tasks of a domain."""
-    if domain.calibration is not None:
-        module = calibrated(module, domain.calibration, calibration_batch)
-    answers = Answers([module], domain, batch_size, {})
-    for task in domain.tasks:
-        losses[task].append(answers.loss(task))
-        accuracies[task].append(answers.accuracy(task).value)
+    from mergeline.evaluation.losses import mean_loss
+    from mergeline.evaluation.metrics import accuracy
+
+    assert domain.calibration is not None, "the plan was checked: classifications are measured with such data"
+    answers = Answers([calibrated(module, domain.calibration, calibration_batch)], domain, batch_size, {})
+    labels = domain.examples.load().labels
+    for task, asked in domain.tasks.items():
+        (logits,) = answers.logits(task)
+        losses[task].append(mean_loss(logits, labels, asked.classes))
+        accuracies[task].append(accuracy(logits, labels, asked.classes).value)
 
 
 @stage("draw-landscape")

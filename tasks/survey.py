@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from mergeline.comparison import RESULT
-from mergeline.evaluation.kinds import is_classification
 from mergeline.landscape.landscape import Points, State
 from mergeline.landscape.plane import Plane
 from mergeline.plan import Checkpoint, Landscape
-from tasks.domains import Domain
 from tasks.findings import Aligned
 from tasks.job import Job
 from tasks.landscape import Anchor, MeasuredLine
@@ -32,7 +30,7 @@ class Survey:
     ) -> None:
         self._job, self._options, self._plan = job, options, job.plan
         self._checkpoints, self._merged, self._aligned = checkpoints, merged, aligned
-        measuring = job.measuring(with_losses(job.domains_on(options.split)))
+        measuring = job.measuring(job.domains_on(options.split))
         self._measuring = {name: value for name, value in measuring.items() if name != "classes"}
         self._ends = self._two_task_models()
 
@@ -147,23 +145,6 @@ class Survey:
             family=self._family(model) if alignment else 0,
             alignment=alignment,
         )
-
-
-def with_losses(domains: list[Domain]) -> list[Domain]:
-    """The classifications of the domains that every point of a landscape can answer: those without a head aside."""
-    kept = [
-        domain.model_copy(
-            update={
-                "tasks": {
-                    name: asked
-                    for name, asked in domain.tasks.items()
-                    if is_classification(asked.kind) and asked.head is None
-                }
-            }
-        )
-        for domain in domains
-    ]
-    return [domain for domain in kept if domain.tasks]
 
 
 def _key(start: Anchor, end: Anchor, state: State) -> str:
