@@ -72,6 +72,18 @@ def source_digest(modules: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(_source_lines(modules)).encode()).hexdigest()
 
 
+def project_packages(module: str) -> set[str]:
+    """The top-level packages and modules that running `module` may load and a project has: its own, what lies beside
+    it, and ours where it uses it."""
+    with _parsing:
+        return {name.partition(".")[0] for name in _reachable(module)}
+
+
+def imported_packages(module: str) -> set[str]:
+    """The distributions that a user's `module`, and what of its project it loads, import from elsewhere."""
+    return {package for package in _packages(module) if installed(package) != "absent"}
+
+
 def _source_lines(modules: Iterable[str]) -> list[str]:
     with _parsing:
         found = {name: path for module in modules for name, path in _reachable(module).items()}
