@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from mergeline.plan import Merge
 from tasks.architecture import ArchitectureSpec
 from tasks.inputs import DataSlice
-from tasks.merging import MergeInputs, evidence_of
+from tasks.merge_inputs import MergeInputs
+from tasks.merging import evidence_of
 from tasks.policy import stage
 from tasks.store import ArtifactRef, put_file
 

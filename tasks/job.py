@@ -18,7 +18,8 @@ from tasks.code_version import code_version, installed
 from tasks.domains import Domain, Question
 from tasks.evidence import TaskData
 from tasks.inputs import DataSlice, Texts, take_prototypes, take_slice
-from tasks.merging import MergeInputs, evidence_of, merge_models
+from tasks.merge_inputs import MergeInputs
+from tasks.merging import evidence_of, merge_models
 from tasks.policy import at_hand
 from tasks.store import ArtifactRef
 

@@ -12,7 +12,7 @@ from mergeline.plan_file import load_plan
 from mergeline.symmetry.derive import derive_symmetry
 from tasks.evidence import collect_fisher, collect_grams, collect_merged_grams, each
 from tasks.job import Job
-from tasks.merging import MergeInputs
+from tasks.merge_inputs import MergeInputs
 from tasks.store import put_directory, take_file
 from tests.flows.conftest import ROOT
 
