@@ -57,15 +57,10 @@ class DataSlice(BaseModel):
         return isinstance(self.inputs, Texts)
 
     def load(self) -> LabelledExamples:
-        """Decode the inputs; several stages that look at the same slice decode it once.
-
-        The first call also imports what reads and measures, before any stage does: the big libraries look at each
-        other, and fail where they find one half imported by another thread.
-        """
+        """Decode the inputs; several stages that look at the same slice decode it once."""
+        import_first()
         rows = (self.file.path, tuple(self.where.items()), self.label_column)
         with _decoding:
-            import mergeline.evaluation.metrics  # noqa: F401
-
             if isinstance(self.inputs, Texts):
                 texts = self.inputs
                 return _load_texts(*rows, texts.column, texts.tokenizer.path, texts.max_length)
@@ -155,6 +150,15 @@ def take_prototypes(dataset: Dataset) -> ArtifactRef | None:
     if dataset.prototypes is None:
         return None
     return take_file(dataset.prototypes, "prototypes", source=str(dataset.prototypes))
+
+
+def import_first() -> None:
+    """Import what reads and measures, before a stage does anything else that imports much.
+
+    The big libraries look at each other, and fail where they find one half imported by another thread.
+    """
+    with _decoding:
+        import mergeline.evaluation.metrics  # noqa: F401
 
 
 _decoding = Lock()
