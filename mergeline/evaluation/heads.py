@@ -18,7 +18,7 @@ def label_logits(outputs: Tensor, classes: Sequence[int] | None, labels: int) ->
     if count == labels:
         return outputs
     if classes is not None and count == len(classes) and max(classes) < labels:
-        logits = torch.full((len(outputs), labels), -torch.inf)
+        logits = outputs.new_full((len(outputs), labels), -torch.inf)
         logits[:, list(classes)] = outputs
         return logits
     of_task = f", and the task has {len(classes)} classes" if classes is not None else ""

@@ -97,3 +97,22 @@ def test_texts_are_read_without_labels(state, tmp_path):
     assert pictures.rows().column_names == ["text"]
     with pytest.raises(InputError, match="is no data set of texts"):
         pictures.tokens()
+
+
+def test_what_weighs_models_sees_the_logits_of_their_own_heads(state, tmp_path):
+    from tasks.evidence import TaskData
+    from tasks.inputs import take_slice
+
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    write_texts(tmp_path / "data" / "test.parquet", ["chess", "mail", "ships"], [0, 1, 2], ["a", "b", "c"])
+    examples = take_slice(Dataset(path=tmp_path / "data", text_column="text", tokenizer=tokenizer), "test", {})
+    outputs = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    data = TaskData(examples=examples, prototypes=None, classes=[2, 0])
+    logits = data.logits()(outputs)
+    assert logits.tolist() == [[1.0, 2.0]], "in the order of the task's classes"
+    (gradient,) = torch.autograd.grad(logits[0, 1], outputs)
+    assert gradient.tolist() == [[0.0, 1.0]]
+    ((_, places),) = data.labelled(None, 8)
+    assert places.tolist() == [1, 0]
+    everything = TaskData(examples=examples, prototypes=None, classes=None).logits()
+    assert everything(torch.eye(3)).tolist() == torch.eye(3).tolist()
