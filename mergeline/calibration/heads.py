@@ -52,7 +52,7 @@ class Heads:
                 f"calibration: the heads read {self.rows.shape[1]} outputs of an example, and the last layer gives the "
                 f"shape {list(values[0].shape)}; give heads that fit, or use last_layer: mean"
             )
-        return (self.logits(values) @ self._back.to(values[0].device)).float()
+        return (SCALE * self.logits(values) @ self._back.to(values[0].device)).float()
 
     def expected(self, values: Sequence[Tensor]) -> Tensor:
         """How many of the examples are expected in each class, float64 [all classes]."""
