@@ -133,7 +133,7 @@ def _check_options(
     if last_layer not in (None, "mean", "heads"):
         raise InputError(f"calibration: last_layer {last_layer!r} is not known; use 'mean', 'heads' or None")
     if last_layer == "heads" and heads is None:
-        raise InputError("calibration: last_layer 'heads' needs the heads of the task models; give `heads`, or use 'mean'")
+        raise InputError("calibration: last_layer 'heads' needs the task models' heads; give `heads`, or use 'mean'")
     if heads is not None and len(heads) != models:
         raise InputError(f"calibration: there are {len(heads)} heads for {models} task models; give one for each")
 
@@ -173,7 +173,11 @@ def _final_layer(found: Found, *, needed: bool) -> Layer | None:
     """The layer whose output is the model's. Raises InputError where it is needed and there is none."""
     final = next((layer for layer in found.layers if layer.final), None)
     if needed and final is None:
-        why = f" ({'; '.join(f'{name} {reason}' for name, reason in list(found.kept.items())[-1:])})" if found.kept else ""
+        why = (
+            f" ({'; '.join(f'{name} {reason}' for name, reason in list(found.kept.items())[-1:])})"
+            if found.kept
+            else ""
+        )
         raise InputError(
             f"calibration: no linear layer or convolution gives the model's output{why}, so there is nothing to centre "
             "or to refit last; use centre: false and last_layer: none"

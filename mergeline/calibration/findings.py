@@ -17,14 +17,14 @@ def small_set(layers: Sequence[LayerRecord]) -> Iterator[str]:
         worst = max(small, key=lambda layer: layer.inputs / layer.columns)
         others = f" (and {len(small) - 1} other layers are as short)" if len(small) > 1 else ""
         yield (
-            f"calibration: {worst.name} has {worst.inputs} inputs, but only {worst.columns} columns to find its weights "
-            f"from{others}; the ridge decides the rest, so the weights stay near the merged ones: give more calibration "
-            "inputs, or raise `columns`"
+            f"calibration: {worst.name} has {worst.inputs} inputs, but only {worst.columns} columns to find its "
+            f"weights from{others}; the ridge decides the rest, so the weights stay near the merged ones: give more "
+            "calibration inputs, or raise `columns`"
         )
 
 
 def skewed_set(shares: Sequence[float]) -> Iterator[str]:
-    """A warning where classes are far from equally frequent, as the task models' heads see them, and outputs centred."""
+    """A warning where classes are far from equally frequent, as the task models' heads see them."""
     if not shares:
         return
     off = sum(abs(share - 1 / len(shares)) for share in shares) / 2

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -38,9 +38,13 @@ class Taps:
 class Form(Protocol):
     """How a layer multiplies its input with its weight."""
 
-    channel: int
-    """Axis of inputs and outputs that holds the channels."""
-    groups: int
+    @property
+    def channel(self) -> int:
+        """Axis of inputs and outputs that holds the channels."""
+
+    @property
+    def groups(self) -> int:
+        """How many parts of the channels are kept apart."""
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
         """The layer's output without a bias."""
@@ -131,8 +135,8 @@ class Convolution:
         convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[len(self.stride) - 1]
         if all(before == after for before, after in self.padding):
             symmetric = [before for before, _ in self.padding]
-            return convolve(x, weight, None, self.stride, symmetric, self.dilation, self.groups)  # type: ignore[operator]
-        return convolve(self._padded(x), weight, None, self.stride, 0, self.dilation, self.groups)  # type: ignore[operator]
+            return convolve(x, weight, None, self.stride, symmetric, self.dilation, self.groups)
+        return convolve(self._padded(x), weight, None, self.stride, 0, self.dilation, self.groups)
 
     def taps(self, x: Tensor, shift: Tensor, places: Tensor | None) -> Taps:
         """A tap for every place on the first axis of the kernel."""
@@ -190,7 +194,8 @@ class Convolution:
         kernel = self.kernel
         for axis in range(len(kernel)):
             x = self._unfolded(x, axis, kernel[axis], sizes[axis])
-        x = x[(slice(None), slice(None), *torch.unravel_index(places, tuple(sizes)))]  # [batch, c, places, kernel...]
+        at: Any = (slice(None), slice(None), *torch.unravel_index(places, tuple(sizes)))
+        x = x[at]  # [batch, c, places, kernel...]
         x = x.permute(3, 1, *range(4, x.ndim), 0, 2)  # [first, c, others..., batch, places]
         x = x.reshape(kernel[0], self.groups, -1, x.shape[-2] * x.shape[-1]).transpose(0, 1)
         return Taps((x.flatten(1, 2),))
@@ -208,22 +213,27 @@ def products(first: Taps, second: Taps) -> Tensor:
     """The sums of products of all inputs of two maps over all columns, float64 [g, inputs, inputs]."""
     if first is second and first.rows:
         return _products_of_rows(first)
-    blocks = []
+    blocks: list[list[Tensor]] = []
     for i, one in enumerate(first.matrices):
-        row = [blocks[j][i].mT if first is second and j < i else _product(one, two)
-               for j, two in enumerate(second.matrices)]
+        row = [
+            blocks[j][i].mT if first is second and j < i else _product(one, two)
+            for j, two in enumerate(second.matrices)
+        ]
         blocks.append(row)
     return torch.cat([torch.cat(row, dim=2) for row in blocks], dim=1)
 
 
 def _products_of_rows(taps: Taps) -> Tensor:
     """Products of taps that are one row apart: what two of them share is computed once, and edges are exchanged."""
-    assert taps.all_rows is not None
+    x = taps.all_rows
+    assert x is not None
     count, size, length = len(taps.matrices), taps.sizes[0], taps.matrices[0].shape[2]
-    total = taps.all_rows.new_zeros(taps.all_rows.shape[0], count * size, count * size, dtype=torch.float64)
+    total = x.new_zeros(x.shape[0], count * size, count * size, dtype=torch.float64)
 
     def of(start: int, distance: int, columns: int) -> Tensor:
-        return _product(*(taps.all_rows[:, :, at : at + columns] for at in (start, start + distance * taps.rows)))
+        here = x[:, :, start : start + columns]
+        offset = start + distance * taps.rows
+        return _product(here, x[:, :, offset : offset + columns] if distance else here)
 
     for distance in range(count):
         block = of(0, distance, length)
@@ -241,12 +251,30 @@ SUMMED_IN_FLOAT32 = 1 << 15
 """Columns whose products are added up in float32 at most."""
 
 
+LARGE = 96
+"""Inputs from which on it costs less to compute only one half of their products."""
+
+
 def _product(one: Tensor, two: Tensor) -> Tensor:
     """[g, a, columns] and [g, b, columns] -> float64 [g, a, b]; products in float32, sums of pieces in float64."""
     total = one.new_zeros(one.shape[0], one.shape[1], two.shape[1], dtype=torch.float64)
     edges = [*range(0, one.shape[2], SUMMED_IN_FLOAT32), one.shape[2]]
     for start, stop in pairwise(edges):
-        total += one[:, :, start:stop] @ two[:, :, start:stop].mT
+        some, others = one[:, :, start:stop], two[:, :, start:stop]
+        total += _with_itself(some) if one is two else some @ others.mT
+    return total
+
+
+def _with_itself(values: Tensor, parts: int = 4) -> Tensor:
+    """values @ values.mT, [g, a, columns] -> [g, a, a]: most is computed once, not twice."""
+    size = values.shape[1]
+    if size < LARGE:
+        return values @ values.mT
+    total, step = values.new_empty(values.shape[0], size, size), -(-size // parts)
+    for start in range(0, size, step):
+        here, later = slice(start, start + step), slice(start + step, None)
+        total[:, here, start:] = values[:, here] @ values[:, start:].mT
+        total[:, later, here] = total[:, here, later].mT
     return total
 
 
@@ -257,4 +285,4 @@ def against(values: Tensor, taps: Taps) -> Tensor:
 
 def sums(taps: Taps) -> Tensor:
     """The sum of every input over all columns, float64 [g, inputs]."""
-    return torch.cat([matrix.sum(dim=2, dtype=torch.float64) for matrix in taps.matrices], dim=1)
+    return torch.cat([matrix.sum(dim=2).double() for matrix in taps.matrices], dim=1)

@@ -53,8 +53,10 @@ class Program:
         for leaf, expected in zip(leaves, self.shapes, strict=True):
             shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else None
             if shape is not None and (shape[1:] != expected[1:] or (fixed is not None and shape[:1] != (fixed,))):
-                which = "all batches must have one shape" if shape[1:] != expected[1:] else (
-                    f"this module can only be traced for batches of one size ({fixed})"
+                which = (
+                    "all batches must have one shape"
+                    if shape[1:] != expected[1:]
+                    else (f"this module can only be traced for batches of one size ({fixed})")
                 )
                 raise InputError(f"calibration: a batch has the shape {list(shape)}, but {which}; make batches alike")
         return {node.name: leaf for node, leaf in zip(self.inputs, leaves, strict=True)}
@@ -136,9 +138,10 @@ class Walk:
         args, kwargs = map_arg((node.args, node.kwargs), lambda x: self.value(x, values))
         if node.op == "get_attr":
             raise InputError(f"calibration: the trace of {type(self.program.module).__name__} holds other graphs")
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
 
-    def value(self, node: Node, values: Values) -> Any:
+    def value(self, node: Node, values: Mapping[str, Any]) -> Any:
         """The value of an operation in a run that has come past it."""
         if node in self.program.stored:
             return self.state[self.program.stored[node]]
@@ -159,7 +162,7 @@ def _without_changes_in_place(graph: Graph) -> None:
         if not is_mutable(node):
             continue
         packet = getattr(torch.ops.aten, operation(node).removesuffix("_"), None)
-        plain = getattr(packet, node.target._overloadname, None)  # type: ignore[union-attr]
+        plain = getattr(packet, node.target._overloadname, None)
         changed = node.args[0]
         if plain is None or not isinstance(changed, Node):
             raise InputError(f"calibration: the operation {operation(node)} changes a value in place; write it plainly")

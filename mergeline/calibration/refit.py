@@ -1,4 +1,4 @@
-"""Layer-wise refit: every layer of a merged model, in the order of execution, is solved to give what its task models do.
+"""Layer-wise refit: every layer of a merged model, one after the other, is solved to give what its task models do.
 
 The input of a layer is what the layers before it, refit already, give; its target is the mean of the task models'
 values there, in the merged model's units. Before a ReLU a second pass asks only for what is read: where the target is
@@ -68,9 +68,7 @@ class Runs:
     def outputs(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """Batch by batch, the outputs of the merged model and of the task models at the ends that were asked for."""
         walks = [[self.merged] if self._ends[0] else [], self.tasks if self._ends[1] else []]
-        segments = [
-            [walk.segment(_target(end)) for walk in some] for some, end in zip(walks, self._ends, strict=True)
-        ]
+        segments = [[walk.segment(_target(end)) for walk in some] for some, end in zip(walks, self._ends, strict=True)]
         for batch in range(len(self.shelf)):
             entry = self.shelf[batch]
             values = [[entry["merged"]], entry["tasks"]]
@@ -128,6 +126,8 @@ class _LayerRefit:
     def run(self) -> LayerRecord | None:
         """Solve, and write the weights; None where there is nothing to solve."""
         self._gather()
+        check_finite(self.moments.inputs, f"the merged model's inputs of {self.layer.name}")
+        check_finite(self.moments.missing, f"the task models' values at {self.layer.name}")
         before = self.error.share
         shift = torch.cat([s.form.by_input(x) for s, x in zip(self.layer.sites, self.shifts, strict=True)], dim=1)
         centred = any(site.has_bias for site in self.layer.sites)
@@ -156,7 +156,6 @@ class _LayerRefit:
             xs, rest = found[: len(layer.sites)], found[len(layer.sites) :]
             pairs = zip(runs.tasks, targets, entry["tasks"], strict=True)
             wanted = self.wanted([walk.run(segment, values)[0] for walk, segment, values in pairs], self.form.channel)
-            self._check(xs, wanted)
             given = self._output(xs, rest, self.weights)
             if not self.shifts:
                 self._choose_columns(xs, given)
@@ -164,7 +163,7 @@ class _LayerRefit:
             self.moments.add_inputs(maps)
             self.moments.add_missing(self._rows(wanted - given), maps)
             self.error.add(wanted, given)
-            runs.shelf[batch] = {**entry, "wanted": wanted}
+            runs.shelf[batch] = {**entry, "wanted": wanted, "given": given}
 
     def _gather_again(self, weights: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Second pass: where the target is negative, whatever is negative is right."""
@@ -174,7 +173,7 @@ class _LayerRefit:
             xs, rest = self._values(entry["merged"])
             predicted = self._output(xs, rest, weights).clamp_max(0)
             wanted = torch.where(entry["wanted"] < 0, predicted, entry["wanted"])
-            self.moments.add_missing(self._rows(wanted - self._output(xs, rest, self.weights)), self._taps(xs))
+            self.moments.add_missing(self._rows(wanted - entry["given"]), self._taps(xs))
 
     def _finish(self) -> None:
         """Last pass: the layer's output with its new weights, for the layers behind it."""
@@ -183,13 +182,15 @@ class _LayerRefit:
         for batch in range(len(runs.shelf)):
             entry = runs.shelf[batch]
             (value,) = runs.merged.run(segment, entry["merged"])
-            self.error.add(entry.pop("wanted"), value)
-            runs.shelf[batch] = entry
+            self.error.add(entry["wanted"], value)
+            runs.shelf[batch] = {"merged": entry["merged"], "tasks": entry["tasks"]}
 
     def _values(self, values: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
         """The inputs of the layer's sites, and the other terms of its sum; all were computed before."""
         walk = self.runs.merged
-        return [walk.value(site.x, values) for site in self.layer.sites], [walk.value(x, values) for x in self.layer.rest]
+        return [walk.value(site.x, values) for site in self.layer.sites], [
+            walk.value(x, values) for x in self.layer.rest
+        ]
 
     def _output(self, xs: Sequence[Tensor], rest: Sequence[Tensor], weights: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """The layer's target with these weights and biases."""
@@ -251,34 +252,29 @@ class _LayerRefit:
             mean, variance = solver.means(whole).flatten().float(), solver.spread(whole).flatten().float()
             self.runs.state.update(site.unfolded(weight, bias, mean, variance, self.runs.state))
 
-    def _check(self, xs: Sequence[Tensor], wanted: Tensor) -> None:
-        for site, x in zip(self.layer.sites, xs, strict=True):
-            check_finite(x, f"the merged model's inputs of {site.name}")
-        check_finite(wanted, f"the task models' values at {self.layer.name}")
-
 
 class _Error:
     """The mean square that is missing to a target, as a share of the target's variance."""
 
     def __init__(self, relu: bool) -> None:
         self._relu = relu
-        self._missing = self._square = 0.0
-        self._sum: Tensor = torch.zeros(())
+        self._missing = self._square = self._sum = 0.0
         self._count = 0
 
     def add(self, wanted: Tensor, given: Tensor) -> None:
         """Add a batch."""
         if self._relu:
             wanted, given = wanted.relu(), given.relu()
-        self._missing += float((wanted - given).square().sum(dtype=torch.float64))
-        self._square += float(wanted.square().sum(dtype=torch.float64))
-        self._sum = self._sum + wanted.sum(dtype=torch.float64)
+        missing = (wanted - given).flatten()
+        self._missing += float(missing @ missing)
+        self._square += float(wanted.flatten() @ wanted.flatten())
+        self._sum += float(wanted.sum())
         self._count += wanted.numel()
 
     @property
     def share(self) -> float:
         """0 where nothing is missing."""
-        variance = self._square - float(self._sum) ** 2 / max(1, self._count)
+        variance = self._square - self._sum**2 / max(1, self._count)
         return self._missing / variance if variance > 0 else 0.0
 
 

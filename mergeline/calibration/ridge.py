@@ -44,7 +44,7 @@ class Moments:
     def add_missing(self, missing: Tensor, maps: Sequence[Taps]) -> None:
         """Add what is missing in the same batch, [g, m, columns]."""
         self.cross = self.cross + torch.cat([against(missing, taps) for taps in maps], dim=2)
-        self.missing = self.missing + missing.sum(dim=2, dtype=torch.float64)
+        self.missing = self.missing + missing.sum(dim=2).double()
 
     def forget_missing(self) -> None:
         """Begin anew with what is missing: the wanted output has changed."""
@@ -70,7 +70,8 @@ class Solver:
         self.scale = float(diagonal.mean())
         self._factor: Tensor | None = None
         if ridge != float("inf") and self.varies:
-            damped = self._gram + ridge * self.scale * torch.eye(diagonal.shape[1], dtype=torch.float64, device=self._gram.device)
+            damped = self._gram.clone()
+            damped.diagonal(dim1=1, dim2=2).add_(ridge * self.scale)
             self._factor = torch.linalg.cholesky(damped)
             self._norms = torch.linalg.matrix_norm(damped, 1).tolist()
 

@@ -118,8 +118,9 @@ class Site:
 class Layer:
     """Sites that are solved together, because their outputs are summed.
 
-    target: the value that is to be as in the task models: a site's own output, or the residual stream that it is added
-    to. rest: the other terms of that sum. relu: whether only its positive part is read. final: whether it is the output.
+    target: the value that is to be as in the task models: a site's own output, or the residual stream that it is
+    added to. rest: the other terms of that sum. relu: whether only its positive part is read. final: whether it is
+    the model's output.
     """
 
     sites: tuple[Site, ...]
@@ -188,9 +189,11 @@ def _site(program: Program, node: Node) -> Site | None:
         norm = _norm(program, node)
         if norm is None:
             return None
-        output = node if name == "batch_norm" else next((x for x in node.users if is_item(x, node, 0)), None)
-        channels = shape_of(node.args[0])[1] if len(shape_of(node.args[0])) > 1 else 0
-        return Site(node, node.args[0], output, Scale(channels), None, norm=norm) if output and channels else None
+        x = node.args[0]
+        output = node if name == "batch_norm" else next((user for user in node.users if is_item(user, node, 0)), None)
+        if not isinstance(x, Node) or output is None or len(shape_of(x)) < 2:
+            return None
+        return Site(node, x, output, Scale(shape_of(x)[1]), None, norm=norm)
     read = {"linear": _linear, "addmm": _addmm, "mm": _product, "matmul": _product}.get(name)
     if read is None and name in ("conv1d", "conv2d", "conv3d", "convolution"):
         read = _convolution
@@ -257,7 +260,8 @@ def _norm(program: Program, node: Node) -> Norm | None:
     else:
         _, weight, bias, mean, variance, _, eps = _arguments(node, 7)
     names = [program.stored.get(x) for x in (weight, bias, mean, variance)]
-    return Norm(*names, eps) if None not in names else None  # type: ignore[arg-type]
+    own = [name for name in names if name is not None]
+    return Norm(own[0], own[1], own[2], own[3], eps) if len(own) == 4 else None
 
 
 def _norm_behind(program: Program, node: Node, live: set[Node], shared: set[str]) -> tuple[Norm, Node] | None:
@@ -347,8 +351,6 @@ def _large_tensors(program: Program, node: Node) -> list[str]:
         return []
     state = {program.stored[x]: x for x in node.all_input_nodes if x in program.stored}
     return [name for name, x in state.items() if len(shape_of(x)) > 1 and min(shape_of(x)) > 1]
-
-
 
 
 def _arguments(node: Node, count: int) -> list[Any]:
