@@ -138,6 +138,25 @@ class Merge(BaseModel):
         return dict(self.model_extra or {})
 
 
+class Calibrate(Section):
+    """Closed-form calibration after the merge, on the unlabelled `calibration` data: distillation, not merging."""
+
+    centre: bool = Field(
+        default=True, description="subtract the mean output from the last bias; assumes balanced calibration data"
+    )
+    last_layer: Literal["none", "mean", "heads"] = Field(
+        default="mean",
+        description="refit the last layer to the mean of the task models' outputs, or to what their heads say",
+    )
+    layers: bool = Field(default=True, description="refit all other layers, one after the other")
+    ridge: float = Field(
+        default=0.01, gt=0, allow_inf_nan=False, description="pull towards the merged weights, per variance of inputs"
+    )
+    columns: int | None = Field(
+        default=None, ge=1, description="about how many positions a layer is fitted on; null: all"
+    )
+
+
 ComparisonKind = Literal[
     "task_models", "task_models_reset", "bases", "ensemble", "average", "aligned_average", "unaligned", "teams"
 ]
@@ -288,6 +307,7 @@ class Plan(Section):
     calibration: Calibration | None = None
     align: Align | None = Align()
     merge: Merge = Merge()
+    calibrate: Calibrate | None = None
     tasks: list[Task] = Field(default=[])
     evaluation: Evaluation = Evaluation()
     runner: Literal["threads", "dask", "ray"] = Field(

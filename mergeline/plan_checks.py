@@ -14,7 +14,16 @@ from mergeline.plan import INITIAL, Merge
 from mergeline.plan_surroundings import address_faults, architecture_faults, class_faults, column_faults, output_faults
 from mergeline.search.space import check_searchable
 
-RESERVED = (INITIAL, "merged", "ensemble", "average", "aligned-average", "unaligned-mean", "unaligned-first")
+RESERVED = (
+    INITIAL,
+    "merged",
+    "uncalibrated",
+    "ensemble",
+    "average",
+    "aligned-average",
+    "unaligned-mean",
+    "unaligned-first",
+)
 
 
 def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
@@ -27,6 +36,7 @@ def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
     yield from _evidence_faults(raw, checkpoints)
     yield from _align_faults(raw)
     yield from _missing_sections(raw, checkpoints)
+    yield from _calibrate_faults(raw, checkpoints)
     yield from _export_faults(raw)
     yield from _registry_faults(raw)
     yield from _compare_faults(raw)
@@ -249,6 +259,23 @@ def _missing_sections(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) ->
             yield f"{section}: is missing; the models of `tasks` are evaluated with it"
         elif raw.get("align", {}) is not None and len(families) > 1:
             yield f"{section}: is missing; models of different bases are aligned by it (align: null merges them as is)"
+
+
+def _calibrate_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iterator[str]:
+    """A calibration that has no module or data, changes nothing, or asks heads that no task names."""
+    calibrate = raw.get("calibrate")
+    if not isinstance(calibrate, dict):
+        return
+    for section in ("architecture", "calibration"):
+        if raw.get(section) is None:
+            yield f"{section}: is missing; `calibrate` runs the merged model and its task models on calibration inputs"
+    last_layer = calibrate.get("last_layer", "mean")
+    if calibrate.get("centre") is False and calibrate.get("layers") is False and last_layer == "none":
+        yield "calibrate: centre, last_layer and layers are all off, so it would change nothing; write calibrate: null"
+    known = {str(task.get("checkpoint")) for task in _entries(raw, "tasks") if not _is_outside(task)}
+    for name in _names(checkpoints) if last_layer == "heads" else ():
+        if name not in known | _base_names(checkpoints):
+            yield f"calibrate.last_layer: 'heads' needs the classes of every task model, and no task names '{name}'"
 
 
 def _export_faults(raw: dict[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from mergeline.errors import InputError
 from mergeline.plan import Align, BalanceSearch, Calibration, Checkpoint, Plan, Task
 from mergeline.report.result import RowScores
 from tasks.architecture import ArchitectureSpec, rule_version, specify
+from tasks.calibration import TaskClasses
 from tasks.checkpoints import resolved, size_of
 from tasks.code_version import installed
 from tasks.evaluation import Domain, Question
@@ -170,6 +171,22 @@ class Job:
             for kind in self.plan.export
         }
 
+    def calibration_of(
+        self, merged: ArtifactRef, inputs: MergeInputs, checkpoints: dict[str, ArtifactRef]
+    ) -> dict[str, Any]:
+        """Arguments of the calibration of the result. inputs: of its merge."""
+        tasks = {name: [task for task in self._inside if task.checkpoint == name] for name in self._task_models}
+        known = all(tasks.values())
+        return {
+            "merged": merged,
+            "models": [checkpoints[name] for name in tasks],
+            "families": inputs.families,
+            "alignment": inputs.alignment,
+            "heads": [[self._task_classes(task) for task in own] for own in tasks.values()] if known else [],
+            "options": self.plan.calibrate,
+            "max_shard_size": self.plan.merge.max_shard_size,
+        } | self.calibration_inputs
+
     def reset(self, model: ArtifactRef) -> dict[str, Any]:
         """Arguments of a normalisation reset on the data of all domains."""
         return {"model": model, "max_shard_size": self.plan.merge.max_shard_size} | self.calibration_inputs
@@ -228,6 +245,13 @@ class Job:
         if self.plan.calibration is None:
             raise InputError("calibration: is missing; this plan can only be merged")
         return self.plan.calibration
+
+    @property
+    def _task_models(self) -> list[str]:
+        return [model.name for model in self.plan.task_models]
+
+    def _task_classes(self, task: Task) -> TaskClasses:
+        return TaskClasses(prototypes=take_prototypes(self.plan.datasets[task.dataset]), classes=task.classes)
 
     def _task_data(self, task: Task, split: str) -> TaskData:
         dataset = self.plan.datasets[task.dataset]

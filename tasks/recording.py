@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from mergeline.plan import Plan
 from mergeline.plan_surroundings import is_registered
 from mergeline.redaction import redact
+from mergeline.report.calibration import calibration_metrics
 from mergeline.report.result import Comparison
 from tasks._env import state_directory
 from tasks.lineage import lineage
@@ -93,6 +94,7 @@ def record_run(
             | {f"matched/{group}": value for group, value in found.matched.items()}
             | {f"balance/{balance}": score for balance, score in found.balances.get("tried", {}).items()}
             | {f"export/{kind}/difference": off for kind, off in exported.items() if off is not None}
+            | {f"calibration/{name}": value for name, value in calibration_metrics(found.calibration).items()}
             | took,
             series={"objective": found.objective},
             artifacts=[*(path for path in files if path.name not in published_apart(made)), model] if model else files,
@@ -194,7 +196,9 @@ def scores(comparison: Comparison) -> dict[str, float]:
 
 def _params(plan: Plan) -> dict[str, Any]:
     """The plan without its lists of checkpoints, tasks and data, which are tags and inputs of the run."""
-    return plan.model_dump(mode="json", include={"name", "architecture", "calibration", "align", "merge", "evaluation"})
+    return plan.model_dump(
+        mode="json", include={"name", "architecture", "calibration", "align", "merge", "calibrate", "evaluation"}
+    )
 
 
 class Outcome(BaseModel):

@@ -42,3 +42,15 @@ class CalibrationRecord:
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return asdict(self)
+
+    def rounded(self, digits: int = 4) -> dict[str, Any]:
+        """`as_dict` with so many digits of each number: further ones depend on the processor."""
+        return {name: _rounded(value, digits) for name, value in self.as_dict().items()}
+
+
+def _rounded(value: Any, digits: int) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
+    if isinstance(value, dict):
+        return {name: _rounded(inner, digits) for name, inner in value.items()}
+    return [_rounded(inner, digits) for inner in value] if isinstance(value, list | tuple) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from mergeline.alignment.alignment import Alignment
 from mergeline.errors import InputError
 from mergeline.symmetry.layout import Fixed
-from mergeline.symmetry.permute import gather_index
+from mergeline.symmetry.permute import gather_index, permute_tensor
 from mergeline.symmetry.symmetry import ParameterLayout
 
 
@@ -42,6 +42,28 @@ class UnitMean:
         return total * self._share.float().to(total.device).reshape(shape)
 
 
+def with_places(state: Mapping[str, Tensor], alignment: Alignment | None, model: int) -> dict[str, Tensor]:
+    """The tensors of a task model with what only labels places (register tokens) in the merged model's order.
+
+    Values of all models then have the same at each place; units that are told apart by what they do stay as they are.
+    """
+    if alignment is None:
+        return dict(state)
+    moved = _only(alignment, model, active=False)
+    layouts = {name: _layout(alignment, name) for name in state}
+    return {
+        name: permute_tensor(x, layout, alignment.symmetry, moved) if (layout := layouts[name]) else x
+        for name, x in state.items()
+    }
+
+
+def _only(alignment: Alignment, model: int, *, active: bool) -> dict[str, Tensor]:
+    """The permutations of a model for units that do something, or for the others; the rest stays in place."""
+    symmetry = alignment.symmetry
+    moved = alignment.permutations[model]
+    return {name: moved[name] if (name in symmetry.active) == active else x for name, x in symmetry.identity().items()}
+
+
 def unit_mean(alignment: Alignment | None, tensor: str, axis: int, width: int) -> UnitMean:
     """How the channels that an axis of a tensor writes come together; width: how many the merged model has.
 
@@ -53,7 +75,7 @@ def unit_mean(alignment: Alignment | None, tensor: str, axis: int, width: int) -
     symmetry, fold = alignment.symmetry, alignment.fold
     places = []
     for model in range(alignment.models):
-        old = gather_index(layout.dims[axis], symmetry, alignment.permutations[model])
+        old = gather_index(layout.dims[axis], symmetry, _only(alignment, model, active=True))
         merged = gather_index(layout.dims[axis], symmetry, fold.maps[model], (), fold.sizes)
         where = torch.empty_like(merged)
         where[old] = merged

@@ -10,6 +10,7 @@ from mergeline.checkpoints.transfer import shown
 from mergeline.comparison import RESULT
 from mergeline.merging import registry
 from mergeline.plan import Plan
+from mergeline.report.calibration import calibration_lines
 from mergeline.report.result import Comparison
 from mergeline.report.table import markdown_table, own_table
 
@@ -21,6 +22,7 @@ class Facts:
     digests: sha256 of every checkpoint. objective: mean matched similarity after each sweep; matched: the same for
     each unit group at the end (both empty: nothing was aligned). coefficients: what the method's statistics say, or {}.
     balances: what a search for the balance tried ({"balance", "metric", "split", "tried": {balance: score}}), or {}.
+    calibration: the record of a calibration (`CalibrationRecord.as_dict`), or {}.
     """
 
     digests: Mapping[str, str]
@@ -28,6 +30,7 @@ class Facts:
     matched: Mapping[str, float]
     coefficients: Mapping[str, Any]
     balances: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
 
 def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str) -> str:
@@ -36,7 +39,7 @@ def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str) ->
         f"# {plan.name}",
         *(_measured(plan, comparison, chart) if comparison.rows else ["Merged; there are no tasks to measure it on."]),
         f"## Checkpoints\n\n{_checkpoints(plan, facts)}",
-        f"## What each stage did\n\n{_stages(plan, facts)}",
+        f"## What each stage did\n\n{_stages(plan, comparison, facts)}",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -88,7 +91,7 @@ def _checkpoints(plan: Plan, facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def _stages(plan: Plan, facts: Facts) -> str:
+def _stages(plan: Plan, comparison: Comparison, facts: Facts) -> str:
     lines = [f"- **Download**: {len(plan.checkpoints)} checkpoints, digests as above."]
     if facts.matched and plan.align and plan.calibration:
         weakest = min(facts.matched, key=lambda group: facts.matched[group])
@@ -119,6 +122,7 @@ def _stages(plan: Plan, facts: Facts) -> str:
         lines.append(f"- **Evidence**: {what} of each model, on `{plan.merge.evidence.split}` data of its tasks.")
     options = ", ".join(f"{key} {value}" for key, value in (plan.merge.options | plan.merge.grouping).items())
     lines.append(f"- **Merge**: {plan.merge.method}{f' ({options})' if options else ''}, onto the {plan.merge.onto}.")
+    lines += calibration_lines(plan, comparison, facts.calibration)
     if plan.tasks:
         lines.append(f"- **Evaluation**: {len(plan.tasks)} tasks.")
     return "\n".join(lines)
