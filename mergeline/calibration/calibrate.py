@@ -208,10 +208,10 @@ def _centre(runs: Runs, final: Layer, heads: Heads | None, record: CalibrationRe
         raise InputError(
             f"calibration: the last layer {final.name} has no bias to subtract the mean output from; use centre: false"
         )
-    channel, total, count = site.form.channel, torch.zeros(()), 0
+    total, count = torch.zeros(()), 0
     expected = torch.zeros(())
     for (merged,), tasks in runs.outputs():
-        rows = columns_of(merged, channel, None)
+        rows = columns_of(merged, site.form, None)
         total, count = total + rows.sum(dim=1, dtype=torch.float64), count + rows.shape[1]
         if heads is not None:
             expected = expected + heads.expected(tasks)

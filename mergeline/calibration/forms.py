@@ -43,6 +43,10 @@ class Form(Protocol):
         """Axis of inputs and outputs that holds the channels."""
 
     @property
+    def batch(self) -> int:
+        """Axis of inputs and outputs that counts the examples."""
+
+    @property
     def groups(self) -> int:
         """How many parts of the channels are kept apart."""
 
@@ -67,6 +71,7 @@ class Linear:
     """x @ weight.T, or x @ weight where it is stored transposed; channels last."""
 
     transposed: bool = False
+    batch: int = 0
     channel: int = -1
     groups: int = 1
 
@@ -76,7 +81,7 @@ class Linear:
 
     def taps(self, x: Tensor, shift: Tensor, places: Tensor | None) -> Taps:
         """One tap: every vector is a column."""
-        return Taps((columns(x - shift, self.channel, places)[None],))
+        return Taps((columns(x - shift, self, places)[None],))
 
     def by_input(self, channels: Tensor) -> Tensor:
         """[1, inputs]."""
@@ -97,6 +102,7 @@ class Scale:
 
     groups: int
     channel: int = 1
+    batch: int = 0
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
         """[batch, channels, ...] times a factor for each channel."""
@@ -104,7 +110,7 @@ class Scale:
 
     def taps(self, x: Tensor, shift: Tensor, places: Tensor | None) -> Taps:
         """One tap of one input in every group."""
-        return Taps((columns(x, self.channel, places)[:, None] - shift[:, None, None],))
+        return Taps((columns(x, self, places)[:, None] - shift[:, None, None],))
 
     def by_input(self, channels: Tensor) -> Tensor:
         """[channels, 1]."""
@@ -129,6 +135,7 @@ class Convolution:
     dilation: tuple[int, ...]
     groups: int = 1
     channel: int = 1
+    batch: int = 0
 
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
         """[batch, channels, ...] -> [batch, outputs, ...]."""
@@ -201,9 +208,9 @@ class Convolution:
         return Taps((x.flatten(1, 2),))
 
 
-def columns(values: Tensor, channel: int, places: Tensor | None) -> Tensor:
+def columns(values: Tensor, form: Form, places: Tensor | None) -> Tensor:
     """Values as [channels, columns], as `taps` orders them: by the first axis, the example, then the others."""
-    moved = values.movedim(channel, 0)  # [c, batch, ...]
+    moved = values.movedim((form.channel, form.batch), (0, 1))  # [c, batch, ...]
     if places is not None:
         return moved.flatten(2)[:, :, places].flatten(1) if moved.ndim > 2 else moved
     return (moved.transpose(1, 2) if moved.ndim > 2 else moved).flatten(1)

@@ -209,10 +209,11 @@ class _LayerRefit:
             others = [axis for axis in range(x.ndim) if axis != site.form.channel % x.ndim]
             self.shifts.append(x.mean(dim=others))
         channels = given.shape[self.form.channel]
-        count = given.numel() // (len(given) * channels)
+        examples = given.shape[self.form.batch]
+        count = given.numel() // (examples * channels)
         if self.options.limit is None or count == 1:
             return
-        share = len(given) / self.runs.first
+        share = examples / self.runs.first
         per_example = max(1, int(self.options.limit / (self.runs.images * share)))
         if per_example < count:
             generator = torch.Generator().manual_seed(zlib.crc32(self.layer.name.encode()))
@@ -224,7 +225,7 @@ class _LayerRefit:
 
     def _rows(self, values: Tensor) -> Tensor:
         """Values of the target as [g, outputs of a group, columns]."""
-        rows = columns(values, self.form.channel, self.places)
+        rows = columns(values, self.form, self.places)
         return rows.reshape(self.form.groups, -1, rows.shape[1])
 
     def _changed(self, change: Tensor, bias_change: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -225,7 +225,10 @@ def _of_matrix(program: Program, node: Node, x: Any, weight: Any, bias: Any, *, 
         return None
     if bias is not None and (bias not in program.stored or len(shape_of(bias)) != 1):
         return None
-    return Site(node, x, node, Linear(transposed), program.stored[weight], program.stored.get(bias))
+    lengths = shape_of(x)[:-1]
+    varying = [axis for axis, length in enumerate(lengths) if isinstance(length, str)]  # with the number of examples
+    form = Linear(transposed, varying[0] if varying else 0)
+    return Site(node, x, node, form, program.stored[weight], program.stored.get(bias))
 
 
 def _convolution(program: Program, node: Node) -> Site | None:
