@@ -17,7 +17,7 @@ def calibration_lines(plan: Plan, comparison: Comparison, record: Mapping[str, A
     """Bullets of the report; none where nothing was calibrated. record: `CalibrationRecord.as_dict`."""
     if plan.calibrate is None or not record:
         return []
-    lines = [f"- **Calibration**: {what_it_is(plan.calibrate, record)} {_gain(comparison)}".rstrip()]
+    lines = [f"- **Calibration**: {summary(plan, comparison, record)}"]
     if record["layers"]:
         lines.append(f"- **Refit layers**: {_layers(record)}")
     if record["kept"]:
@@ -26,7 +26,14 @@ def calibration_lines(plan: Plan, comparison: Comparison, record: Mapping[str, A
     return lines + [f"- **Warning**: {sentence}." for sentence in record["warnings"]]
 
 
-def what_it_is(options: Calibrate, record: Mapping[str, Any]) -> str:
+def summary(plan: Plan, comparison: Comparison, record: Mapping[str, Any]) -> str:
+    """What was done, that it is distillation, and what it brings; empty where nothing was calibrated."""
+    if plan.calibrate is None or not record:
+        return ""
+    return f"{_what_it_is(plan.calibrate, record)} {_gain(comparison)}".rstrip()
+
+
+def _what_it_is(options: Calibrate, record: Mapping[str, Any]) -> str:
     """In plain words, with the options that were on."""
     steps = []
     if options.layers:

@@ -15,7 +15,7 @@ Value = str | int | float
 
 
 class LeaderboardRow(BaseModel):
-    """A cell by its name, its settings of `align` and `merge`, and what its merged model scored.
+    """A cell by its name, its settings of `align`, `merge` and `calibrate`, and what its merged model scored.
 
     choice: what it scored on the data that chooses among the cells of one method; chosen: whether it is the best there.
     """
@@ -113,7 +113,7 @@ def _best_of_each_method(rows: list[LeaderboardRow]) -> dict[str, str]:
 
 
 def _settings(cells: Mapping[str, Plan]) -> dict[str, dict[str, Value]]:
-    """Of every cell, the fields of `align` and `merge` that any of them sets; empty where a cell has no such field."""
+    """Of every cell, the fields of `align`, `merge` and `calibrate` that any sets; empty where it has no such field."""
     written = [dict(_fields(cell, exclude_unset=True)) for cell in cells.values()]
     names = list(
         dict.fromkeys(["align.space", "align.method", "merge.method", *(key for row in written for key in row)])
@@ -128,7 +128,7 @@ def _settings(cells: Mapping[str, Plan]) -> dict[str, dict[str, Value]]:
 
 
 def _fields(plan: Plan, *, exclude_unset: bool) -> Iterator[tuple[str, Value]]:
-    sections = {"align": plan.align, "merge": plan.merge}
+    sections = {"align": plan.align, "merge": plan.merge, "calibrate": plan.calibrate}
     for section, said in sections.items():
         dumped = said.model_dump(mode="json", exclude_unset=exclude_unset) if said else {}
         for name, value in dumped.items():
