@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from mergeline.comparison import RESULT, Row, aligns, comparison_rows, result_row
+from mergeline.comparison import RESULT, UNCALIBRATED, Row, aligns, comparison_rows, is_merged, result_row
 from mergeline.plan import Align, BalanceSearch, Plan
 from mergeline.report.result import Comparison
 from tasks.activations import collect_activations
 from tasks.architecture import prove_symmetry
+from tasks.calibration import calibrate_model
 from tasks.chart import draw_comparison
 from tasks.checkpoints import download_checkpoint
 from tasks.dashboard import show_outcome
@@ -52,9 +53,11 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
     alignment = aligned.alignment if aligned else None
 
     rows = {row.name: row for row in comparison_rows(plan)}
-    merges = {name: job.merge_inputs(row, checkpoints, alignment) for name, row in rows.items() if row.kind == "merge"}
+    merges = {name: job.merge_inputs(row, checkpoints, alignment) for name, row in rows.items() if is_merged(row)}
     merged, coefficients = merge_rows(job, rows, merges, progress)
-    calibrated = {RESULT: reset_normalization.submit(**job.reset(merged[RESULT]))} if job.calibrates else {}
+    merged, record = calibrate_result(job, merged, merges[RESULT], checkpoints, progress)
+    resets = [name for name in (UNCALIBRATED, RESULT) if name in merged and job.calibrates]
+    calibrated = {name: reset_normalization.submit(**job.reset(merged[name])) for name in resets}
     statistics = {
         domain.name: measure_normalization.submit(**job.calibrated(merged[RESULT], domain))
         for domain in job.calibrated_domains
@@ -67,7 +70,8 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
     rows_measured = list(progress.results("evaluate", scores).values())
     comparison = Comparison(plan=plan.name, rows=rows_measured, specialists=plan.specialists)
     normalization = progress.results("normalise", statistics)
-    model = (merged | progress.results("normalise", calibrated))[RESULT]
+    published = merged | progress.results("normalise", calibrated)
+    model = published[RESULT]
     heads = {task: take_head.submit(**call) for task, call in job.heads_to_publish(checkpoints, alignment).items()}
     programs = {kind: export_model.submit(**call) for kind, call in job.exports(model).items()}
     seen = {"maps": map_similarity.submit(**aligned.mapped(plan.align))} if aligned and plan.align else {}
@@ -82,6 +86,8 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
         model=model,
         normalization=normalization,
         heads=progress.results("head", heads),
+        uncalibrated=published.get(UNCALIBRATED),
+        calibration=record,
         exports=progress.results("export", programs),
         findings=progress.results("report", seen),
         landscape=survey_landscape(surveyed, progress) if surveyed else None,
@@ -93,6 +99,21 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
     outcome = Outcome(comparison=comparison, stages=progress.count(), recorded=recorded)
     progress.finish()
     return show_outcome(plan, outcome)
+
+
+def calibrate_result(
+    job: Job,
+    merged: dict[str, ArtifactRef],
+    inputs: MergeInputs,
+    checkpoints: dict[str, ArtifactRef],
+    progress: Progress,
+) -> tuple[dict[str, ArtifactRef], ArtifactRef | None]:
+    """The merged models with the calibrated one as the result, and the record of that; nothing changes without one."""
+    if job.plan.calibrate is None:
+        return merged, None
+    call = job.calibration_of(merged[RESULT], inputs, checkpoints)
+    found = progress.results("calibrate", {RESULT: calibrate_model.submit(**call)})[RESULT]
+    return merged | {UNCALIBRATED: merged[RESULT], RESULT: found.model}, found.record
 
 
 def merge_rows(

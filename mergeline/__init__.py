@@ -23,6 +23,7 @@ _HOME = {
     "merge": "mergeline.merging.engine",
     "open_checkpoint": "mergeline.checkpoints.readers",
     "write_checkpoint": "mergeline.checkpoints.writer",
+    "calibrate": "mergeline.calibration.calibrate",
     "reset_normalization": "mergeline.calibration.normalization",
 }
 

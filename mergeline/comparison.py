@@ -32,7 +32,10 @@ class Row(BaseModel):
 PER_MODEL = ("scales", "weights")  # options of methods that are one number per task model
 
 RESULT = "merged"
-"""Name of the row of the plan's own merge."""
+"""Name of the row of the plan's own merge, calibrated where the plan says so."""
+
+UNCALIBRATED = "uncalibrated"
+"""Name of the row of that merge before its calibration."""
 
 
 def comparison_rows(plan: Plan) -> list[Row]:
@@ -49,7 +52,11 @@ def comparison_rows(plan: Plan) -> list[Row]:
         "teams": _teams,
     }
     rows = [row for kind in plan.evaluation.compare if plan.tasks for row in builders[kind](plan)]
-    return [*rows, result_row(plan)]
+    if plan.calibrate and plan.tasks:
+        rows.append(result_row(plan).model_copy(update={"name": UNCALIBRATED}))
+    result = result_row(plan)
+    calibrated = result.model_copy(update={"label": f"{result.label}, calibrated"})
+    return [*rows, calibrated if plan.calibrate else result]
 
 
 def result_row(plan: Plan, balance: str | None = None) -> Row:
@@ -59,6 +66,11 @@ def result_row(plan: Plan, balance: str | None = None) -> Row:
     label = f"{_aligned_as(plan) + ', ' if aligned else ''}{_verb(plan.merge)}"
     name = RESULT if balance is None else f"balance-{balance}"
     return Row(name=name, label=label, kind="merge", members=names, aligned=aligned, merge=plan.merge)
+
+
+def is_merged(row: Row) -> bool:
+    """Whether a row needs a merge of its own; that before calibration is the one of the result."""
+    return row.kind == "merge" and row.name != UNCALIBRATED
 
 
 def _aligned_as(plan: Plan) -> str:

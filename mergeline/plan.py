@@ -18,6 +18,7 @@ from pydantic import (
 
 from mergeline.evaluation.kinds import is_classification, label_space, measures_of, share_labels
 from mergeline.evaluation.score import Measure
+from mergeline.plan_after import Calibrate, Landscape
 from mergeline.plan_data import Calibration, Dataset, Section, Task
 from mergeline.redaction import redact, redact_path
 
@@ -155,23 +156,6 @@ class Evaluation(Section):
 
     batch_size: int = Field(default=250, gt=0)
     compare: list[ComparisonKind] = Field(default=list(get_args(ComparisonKind)))
-
-
-class Landscape(Section):
-    """The loss of every task between models: on the plane through two task models and the merged one, and on lines."""
-
-    points: int = Field(default=15, ge=2, description="of the grid on the plane, per side; each row is a stage")
-    margin: float = Field(
-        default=0.25, ge=0, allow_inf_nan=False, description="beyond the models, as a share of how far they extend"
-    )
-    line_points: int = Field(default=11, ge=3, description="per line, both ends included")
-    split: str = Field(default="validation", description="labelled data that the loss is taken on; it chooses nothing")
-    through: list[str] | None = Field(
-        default=None,
-        min_length=2,
-        max_length=2,
-        description="two task models; default: the first, and the first of the last family (of one family: the last)",
-    )
 
 
 class ScaleRange(Section):
@@ -317,6 +301,7 @@ class Plan(Section):
     calibration: Calibration | None = None
     align: Align | None = Align()
     merge: Merge = Merge()
+    calibrate: Calibrate | None = None
     tasks: list[Task] = Field(default=[])
     evaluation: Evaluation = Evaluation()
     landscape: Landscape | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeline.errors import InputError, nearest
-from mergeline.evaluation.kinds import is_classification
+from mergeline.evaluation.kinds import PROTOTYPES, is_classification
 from mergeline.evaluation.sources import splits_of, tokenizer_file
 from mergeline.merging import registry
 from mergeline.merging.patterns import pattern_faults
@@ -23,7 +23,16 @@ from mergeline.plan_surroundings import (
 )
 from mergeline.search.space import check_searchable
 
-RESERVED = (INITIAL, "merged", "ensemble", "average", "aligned-average", "unaligned-mean", "unaligned-first")
+RESERVED = (
+    INITIAL,
+    "merged",
+    "uncalibrated",
+    "ensemble",
+    "average",
+    "aligned-average",
+    "unaligned-mean",
+    "unaligned-first",
+)
 
 
 def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
@@ -38,6 +47,7 @@ def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
     yield from _align_faults(raw)
     yield from _landscape_faults(raw, checkpoints)
     yield from _missing_sections(raw, checkpoints)
+    yield from _calibrate_faults(raw, checkpoints)
     yield from _export_faults(raw)
     yield from _registry_faults(raw)
     yield from _compare_faults(raw)
@@ -305,6 +315,27 @@ def _missing_sections(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) ->
             yield f"{section}: is missing; the models of `tasks` are evaluated with it"
         elif raw.get("align", {}) is not None and len(families) > 1:
             yield f"{section}: is missing; models of different bases are aligned by it (align: null merges them as is)"
+
+
+def _calibrate_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iterator[str]:
+    """A calibration that has no module or data, changes nothing, or asks heads that no task names."""
+    calibrate = raw.get("calibrate")
+    if not isinstance(calibrate, dict):
+        return
+    for section in ("architecture", "calibration"):
+        if raw.get(section) is None:
+            yield f"{section}: is missing; `calibrate` runs the merged model and its task models on calibration inputs"
+    last_layer = calibrate.get("last_layer", "mean")
+    if calibrate.get("centre") is False and calibrate.get("layers") is False and last_layer == "none":
+        yield "calibrate: centre, last_layer and layers are all off, so it would change nothing; write calibrate: null"
+    judged = [task for task in _entries(raw, "tasks") if not _is_outside(task) and kind_of(task) == PROTOTYPES]
+    known = {str(task.get("checkpoint")) for task in judged}
+    for name in _names(checkpoints) if last_layer == "heads" else ():
+        if name not in known | _base_names(checkpoints):
+            yield (
+                f"calibrate.last_layer: 'heads' needs the classes of every task model, and no task with label "
+                f"prototypes names '{name}'"
+            )
 
 
 def _export_faults(raw: dict[str, Any]) -> Iterator[str]:

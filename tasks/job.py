@@ -13,6 +13,7 @@ from mergeline.evaluation.kinds import PROTOTYPES, SEQ2SEQ, is_function
 from mergeline.plan import Align, BalanceSearch, Calibration, Checkpoint, Dataset, Plan, Task
 from mergeline.report.result import RowScores
 from tasks.architecture import ArchitectureSpec, rule_version, specify
+from tasks.calibration import TaskClasses
 from tasks.checkpoints import resolved, size_of
 from tasks.code_version import code_version, installed
 from tasks.domains import Domain, Question
@@ -212,6 +213,23 @@ class Job:
             for kind in self.plan.export
         }
 
+    def calibration_of(
+        self, merged: ArtifactRef, inputs: MergeInputs, checkpoints: dict[str, ArtifactRef]
+    ) -> dict[str, Any]:
+        """Arguments of the calibration of the result. inputs: of its merge."""
+        judged = [task for task in self._inside if task.kind == PROTOTYPES]
+        tasks = {name: [task for task in judged if task.checkpoint == name] for name in self._task_models}
+        known = all(tasks.values())
+        return {
+            "merged": merged,
+            "models": [checkpoints[name] for name in tasks],
+            "families": inputs.families,
+            "alignment": inputs.alignment,
+            "heads": [[self._task_classes(task) for task in own] for own in tasks.values()] if known else [],
+            "options": self.plan.calibrate,
+            "max_shard_size": self.plan.merge.max_shard_size,
+        } | self.calibration_inputs
+
     def reset(self, model: ArtifactRef) -> dict[str, Any]:
         """Arguments of a normalisation reset on the data of all domains."""
         return {"model": model, "max_shard_size": self.plan.merge.max_shard_size} | self.calibration_inputs
@@ -282,6 +300,15 @@ class Job:
         if self.plan.calibration is None:
             raise InputError("calibration: is missing; this plan can only be merged")
         return self.plan.calibration
+
+    @property
+    def _task_models(self) -> list[str]:
+        return [model.name for model in self.plan.task_models]
+
+    def _task_classes(self, task: Task) -> TaskClasses:
+        prototypes = take_prototypes(self.plan.datasets[task.dataset])
+        assert prototypes is not None and task.classes is not None, "the plan was checked"
+        return TaskClasses(prototypes=prototypes, classes=task.classes)
 
     def _task_data(self, task: Task, split: str) -> TaskData:
         dataset = self.plan.datasets[task.dataset]

@@ -36,8 +36,8 @@ EXPORTING = ("onnx", "onnxscript")
 # The stages of the main job; the modules they import come with them.
 STAGES = (
     *("tasks.checkpoints", "tasks.architecture", "tasks.families", "tasks.activations", "tasks.similarity"),
-    *("tasks.permutations", "tasks.evidence", "tasks.merging", "tasks.normalization", "tasks.evaluation"),
-    *("tasks.exporting", "tasks.job"),
+    *("tasks.permutations", "tasks.evidence", "tasks.merging", "tasks.calibration", "tasks.normalization"),
+    *("tasks.evaluation", "tasks.exporting", "tasks.job"),
 )
 
 
@@ -54,6 +54,7 @@ def lineage(plan: Plan, made: Made, model_name: str) -> dict[str, Any]:
         "coefficients": made.coefficients.sha256 if made.coefficients else None,
         "model": made.model.sha256,
         "files": file_digests(made.model, model_name),
+        **({"uncalibrated": made.uncalibrated.sha256} if made.uncalibrated else {}),
         "normalization": {domain: ref.sha256 for domain, ref in made.normalization.items()},
         "exports": {kind: program.file.sha256 for kind, program in made.exports.items() if program.file},
     }

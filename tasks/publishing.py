@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from prefect import task
 from pydantic import BaseModel, ConfigDict
 
+from mergeline.comparison import UNCALIBRATED
 from mergeline.plan import Plan
 from mergeline.redaction import redact
 from mergeline.report.card import MARK, CardFacts, model_card
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from mergeline.report.html import Findings, RunRecord
 
 MODEL, CHART, CONFIG, CARD = "model.safetensors", "chart.png", "config.json", "README.md"
-REPORT = "report.html"
+REPORT, CALIBRATION = "report.html", "calibration.json"
 LANDSCAPE = "landscape"
 OTHER_CARD = "MODEL_CARD.md"
 """Where the model card goes in a folder whose README.md somebody else wrote."""
@@ -42,7 +43,8 @@ OTHER_CARD = "MODEL_CARD.md"
 class Made(BaseModel):
     """The artifacts of a run that are published; `normalization` has the merged model once per domain, `heads` those of
     the tasks that have one of their own, `findings` what the report alone shows: "maps" of similarities, "winners" of
-    the competition.
+    the competition. uncalibrated, calibration: the model before its calibration and the record of that, where the plan
+    calibrates.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,6 +56,8 @@ class Made(BaseModel):
     model: ArtifactRef
     normalization: dict[str, ArtifactRef]
     heads: dict[str, ArtifactRef] = {}
+    uncalibrated: ArtifactRef | None = None
+    calibration: ArtifactRef | None = None
     exports: dict[str, Exported] = {}
     findings: dict[str, ArtifactRef] = {}
     landscape: ArtifactRef | None = None
@@ -98,6 +102,9 @@ def _publish(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef 
     exports = exports_record(made.exports)
     if plan.architecture:
         publish(put_directory(partial(_gather_programs, made.exports, exports), "exports"), output / "exports")
+    if made.uncalibrated and made.calibration:
+        publish(put_directory(partial(_gather_model, made.uncalibrated), "uncalibrated"), output / UNCALIBRATED)
+        _write_json(output / CALIBRATION, read_json(made.calibration))
     known = lineage(plan, made, MODEL)
     _write_json(output / "lineage.json", known)
     if chart:
@@ -136,6 +143,7 @@ def published_beside(plan: Plan, *, measured: bool) -> list[str]:
     )
     names += [CONFIG, "exports/"] if plan.architecture else []
     names += [f"{LANDSCAPE}/"] if plan.landscape else []
+    names += [f"{UNCALIBRATED}/", CALIBRATION] if plan.calibrate else []
     return [*names, "comparison.json", "metrics.json", "lineage.json", "report.md", REPORT, CARD]
 
 
@@ -215,10 +223,17 @@ def _remove_older(output: Path, older: set[str], keep: list[str]) -> None:
         shutil.rmtree(output / LANDSCAPE)
     if not older:
         return
-    for name in {*older, CHART, CONFIG} - set(keep):
+    for name in {*older, CHART, CONFIG, CALIBRATION} - set(keep):
         (output / Path(name).name).unlink(missing_ok=True)
-    for name in {"normalization", "heads", "exports"} - set(keep):
+    for name in {"normalization", "heads", "exports", UNCALIBRATED} - set(keep):
         shutil.rmtree(output / name, ignore_errors=True)
+
+
+def _gather_model(model: ArtifactRef, folder: Path) -> None:
+    if model.path.is_dir():
+        shutil.copytree(model.path, folder, dirs_exist_ok=True)
+    else:
+        shutil.copyfile(model.path, folder / MODEL)
 
 
 def _gather(statistics: dict[str, ArtifactRef], folder: Path) -> None:
@@ -234,6 +249,7 @@ def facts(made: Made) -> Facts:
         objective=solved.get("history", []),
         matched=solved.get("values", {}),
         balances=_balances(made.alignment) if made.alignment else {},
+        calibration=read_json(made.calibration) if made.calibration else {},  # type: ignore[arg-type]
         coefficients=read_json(made.coefficients) if made.coefficients else {},  # type: ignore[arg-type]
     )
 

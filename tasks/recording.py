@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from mergeline.plan import Plan
 from mergeline.plan_surroundings import is_registered
 from mergeline.redaction import redact
+from mergeline.report.calibration import calibration_metrics
 from mergeline.report.result import Comparison
 from tasks._env import state_directory
 from tasks.measuring import forget, stage_metrics
@@ -99,6 +100,7 @@ def record_run(
             | {f"balance/{balance}": score for balance, score in found.balances.get("tried", {}).items()}
             | {f"export/{kind}/difference": off for kind, off in exported.items() if off is not None}
             | barriers(made)
+            | {f"calibration/{name}": value for name, value in calibration_metrics(found.calibration).items()}
             | took,
             series={"objective": found.objective},
             artifacts=[*(path for path in files if path.name not in published_apart(made)), model] if model else files,
@@ -207,7 +209,9 @@ def barriers(made: Made) -> dict[str, float]:
 
 def _params(plan: Plan) -> dict[str, Any]:
     """The plan without its lists of checkpoints, tasks and data, which are tags and inputs of the run."""
-    return plan.model_dump(mode="json", include={"name", "architecture", "calibration", "align", "merge", "evaluation"})
+    return plan.model_dump(
+        mode="json", include={"name", "architecture", "calibration", "align", "merge", "calibrate", "evaluation"}
+    )
 
 
 class Outcome(BaseModel):

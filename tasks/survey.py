@@ -7,7 +7,8 @@ from typing import Any
 from mergeline.comparison import RESULT
 from mergeline.landscape.landscape import Points, State
 from mergeline.landscape.plane import Plane
-from mergeline.plan import Checkpoint, Landscape
+from mergeline.plan import Checkpoint
+from mergeline.plan_after import Landscape
 from tasks.findings import Aligned
 from tasks.job import Job
 from tasks.landscape import Anchor, MeasuredLine

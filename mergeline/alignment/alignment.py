@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -68,6 +68,13 @@ class Alignment:
         places = torch.empty_like(merged)
         places[group_index(group.structure, self.symmetry, self.permutations[model])] = merged
         return places
+
+    def of_members(self, families: Sequence[int]) -> Alignment:
+        """The alignment of more models: number i is moved as model `families[i]` of this one is."""
+        picked = torch.tensor(families)
+        zips = {name: Zip(zipped.assign[picked], zipped.width) for name, zipped in self.zips.items()}
+        moved = tuple(self.permutations[family] for family in families)
+        return replace(self, permutations=moved, zips=zips)
 
     def inverse(self) -> Alignment:
         """The alignment that undoes this one, bit for bit. Raises InputError for zipped units: they are merged."""

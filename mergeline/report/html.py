@@ -20,6 +20,7 @@ from mergeline.balancing.winners import Winners
 from mergeline.comparison import RESULT
 from mergeline.plan import Plan
 from mergeline.redaction import redact
+from mergeline.report.calibration import summary
 from mergeline.report.card import plan_text
 from mergeline.report.figures import Picture, coefficient_histogram, heat_map, objective_curve, task_bars
 from mergeline.report.page import Facts
@@ -107,6 +108,7 @@ def report_html(
         winners=_shares(winners, models) if winners else None,
         counted=winners,
         figures=[_shown(f"figure-{number}", picture) for number, picture in enumerate(findings.pictures)],
+        calibration=summary(plan, comparison, findings.facts.calibration),
         plan_text=_compact(plan),
         facts=findings.facts,
         lineage=findings.lineage,

@@ -28,7 +28,7 @@ class Measured(BaseModel):
 
 
 class LeaderboardRow(BaseModel):
-    """A cell by its name, its settings of `align` and `merge`, and what its merged model scored in every repeat.
+    """A cell by its name, its settings of `align`, `merge` and `calibrate`, and what its model scored in every repeat.
 
     method: what data of its own chooses among. cell: also the choice itself, where every repeat may choose another one.
     """
@@ -241,7 +241,7 @@ def _numbers(scores: RowScores) -> dict[str, Any]:
 
 
 def _settings(cells: Mapping[str, Plan]) -> dict[str, dict[str, Value]]:
-    """Of every cell, the fields of `align` and `merge` that any of them sets; empty where a cell has no such field.
+    """Of every cell, the fields of `align`, `merge` and `calibrate` that any sets; empty where it has no such field.
 
     A search shows as the value of what is searched.
     """
@@ -262,7 +262,7 @@ def _settings(cells: Mapping[str, Plan]) -> dict[str, dict[str, Value]]:
 
 
 def _fields(plan: Plan, *, exclude_unset: bool) -> Iterator[tuple[str, Value]]:
-    sections = {"align": plan.align, "merge": plan.merge}
+    sections = {"align": plan.align, "merge": plan.merge, "calibrate": plan.calibrate}
     for section, said in sections.items():
         dumped = said.model_dump(mode="json", exclude_unset=exclude_unset) if said else {}
         for name, value in dumped.items():

@@ -11,6 +11,7 @@ from mergeline.comparison import RESULT
 from mergeline.evaluation.kinds import shown as shown_score
 from mergeline.merging import registry
 from mergeline.plan import Plan
+from mergeline.report.calibration import calibration_lines
 from mergeline.report.result import Comparison
 from mergeline.report.table import markdown_table, own_table, words_of
 
@@ -22,6 +23,7 @@ class Facts:
     digests: sha256 of every checkpoint. objective: mean matched similarity after each sweep; matched: the same for
     each unit group at the end (both empty: nothing was aligned). coefficients: what the method's statistics say, or {}.
     balances: what a search for the balance tried ({"balance", "metric", "split", "tried": {balance: score}}), or {}.
+    calibration: the record of a calibration (`CalibrationRecord.as_dict`), or {}.
     """
 
     digests: Mapping[str, str]
@@ -29,6 +31,7 @@ class Facts:
     matched: Mapping[str, float]
     coefficients: Mapping[str, Any]
     balances: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
 
 def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str, more: Sequence[str] = ()) -> str:
@@ -37,7 +40,7 @@ def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str, mo
         f"# {plan.name}",
         *(_measured(plan, comparison, chart) if comparison.rows else ["Merged; there are no tasks to measure it on."]),
         f"## Checkpoints\n\n{_checkpoints(plan, facts)}",
-        f"## What each stage did\n\n{_stages(plan, facts)}",
+        f"## What each stage did\n\n{_stages(plan, comparison, facts)}",
         *more,
     ]
     return "\n\n".join(sections) + "\n"
@@ -96,7 +99,7 @@ def _checkpoints(plan: Plan, facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def _stages(plan: Plan, facts: Facts) -> str:
+def _stages(plan: Plan, comparison: Comparison, facts: Facts) -> str:
     lines = [f"- **Download**: {len(plan.checkpoints)} checkpoints, digests as above."]
     if facts.matched and plan.align and plan.calibration:
         weakest = min(facts.matched, key=lambda group: facts.matched[group])
@@ -128,6 +131,7 @@ def _stages(plan: Plan, facts: Facts) -> str:
         lines.append(f"- **Evidence**: {what} of each model, on `{plan.merge.evidence.split}` data of its tasks.")
     options = ", ".join(f"{key} {value}" for key, value in (plan.merge.options | plan.merge.grouping).items())
     lines.append(f"- **Merge**: {plan.merge.method}{f' ({options})' if options else ''}, onto the {plan.merge.onto}.")
+    lines += calibration_lines(plan, comparison, facts.calibration)
     if plan.tasks:
         lines.append(f"- **Evaluation**: {len(plan.tasks)} tasks.")
     return "\n".join(lines)

@@ -1,0 +1,172 @@
+"""What closed-form calibration gives on pairs of models in MuDSC's setting, and what its controls give.
+
+    python -m benchmarks.calibration data/zoo FOLDER ...     # folders of `python -m flows.train_zoo --first-seed N`
+
+Every pair of two ResNet20s on disjoint classes is zipped in dual space and calibrated on disjoint random draws of the
+calibration pictures. Controls: the same calibration of one of the two models, of a random alignment, of the plain
+average, and on cropped pictures alone (another domain); a ridge from raw pixels to the same target. Joint accuracy and
+the mean over the tasks, in percent; the error is over pairs by draws, which are not independent.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from benchmarks.mudsc_choices import BATCH, DATASET, NAMES, TASKS, Scores, flat, load, scores, spread, test_pictures
+from mergeline.alignment.alignment import Alignment, identity_alignment
+from mergeline.alignment.apply import merge_aligned
+from mergeline.alignment.solve import align
+from mergeline.calibration.calibrate import calibrate_and_record
+from mergeline.calibration.heads import Heads
+from mergeline.calibration.normalization import reset_normalization
+from mergeline.evaluation.datasets import load_images
+from mergeline.evaluation.metrics import accuracy, predict_logits
+from mergeline.evaluation.prototypes import prototype_logits
+from mergeline.models.resnet import resnet
+from mergeline.symmetry.derive import derive_symmetry
+from mergeline.symmetry.symmetry import Symmetry
+
+FULL: dict[str, Any] = {"centre": True, "last_layer": "mean", "layers": True, "ridge": 1e-2, "columns": None}
+STEPS: dict[str, dict[str, Any]] = {
+    "centring": {"layers": False, "last_layer": None},
+    "centring, last layer": {"layers": False},
+    "full refit": {},
+    "full refit, 4000 columns": {"columns": 4000},
+    "full refit, heads": {"last_layer": "heads"},
+}
+
+
+def score_outputs(outputs: Tensor) -> Scores:
+    """Accuracy of embeddings [n, d] of the test pictures."""
+    pictures, prototypes = test_pictures()
+    logits = prototype_logits(outputs, prototypes)
+    tasks = [accuracy(logits, pictures.labels, task).value for task in TASKS]
+    return 100 * accuracy(logits, pictures.labels).value, 100 * mean(tasks)
+
+
+def outputs_of(module: nn.Module) -> Tensor:
+    return predict_logits(module, test_pictures()[0].images)
+
+
+class Cell:
+    """One pair of models on one draw of calibration pictures."""
+
+    def __init__(self, files: Sequence[Path], images: Tensor, symmetry: Symmetry) -> None:
+        self.images, self.batches, self.symmetry = images, images.split(BATCH), symmetry
+        self.trained = [load(load_file(file)) for file in files]
+        self.modules = [reset_normalization(module, self.batches) for module in self.trained]
+        self.heads = [test_pictures()[1][list(task)] for task in TASKS]
+
+    def merged(self, alignment: Alignment) -> nn.Module:
+        states = [module.state_dict() for module in self.modules]
+        return reset_normalization(load(merge_aligned(states, alignment)), self.batches)
+
+    def calibrated(self, merged: nn.Module, alignment: Alignment, **options: Any) -> nn.Module:
+        given = FULL | options
+        return calibrate_and_record(merged, self.modules, alignment, self.batches, heads=self.heads, **given).module
+
+    def rows(self) -> dict[str, Scores]:
+        """Everything that is measured, by name; and the seconds that a full refit took."""
+        models = [outputs_of(module) for module in self.modules]
+        both = torch.stack(models).mean(dim=0)
+        found = {f"model {name[-5:]}": score_outputs(own) for name, own in zip(NAMES, models, strict=True)}
+        found["ensemble of probabilities"] = scores(self.modules)
+        found["ensemble of embeddings, centred"] = score_outputs(both - both.mean(dim=0))
+        found["ensemble read by heads"] = score_outputs(Heads(self.heads)(models, -1))
+        zipped = align(self.modules, self.symmetry, method="zip", batches=self.batches)
+        merged = self.merged(zipped)
+        found["dual zip"] = scores([merged])
+        for name, options in STEPS.items():
+            began = time.process_time()
+            found[f"+ {name}"] = scores([self.calibrated(merged, zipped, **options)])
+            found[f"seconds of {name}"] = (time.process_time() - began, 0.0)
+        return found | self.controls(merged, zipped)
+
+    def controls(self, merged: nn.Module, zipped: Alignment) -> dict[str, Scores]:
+        """The same full refit without what the merge is about."""
+        aligned = align(self.modules, self.symmetry, batches=self.batches)
+        identity = identity_alignment(self.symmetry, 2)
+        moved = self.symmetry.random_permutations(seed=0)
+        random = Alignment(self.symmetry, (self.symmetry.identity(), moved))
+        found = {
+            "control: first model alone": scores([self.calibrated(self.modules[0], aligned)]),
+            "control: random alignment": scores([self.calibrated(self.merged(random), random)]),
+            "control: plain average": scores([self.calibrated(self.merged(identity), identity)]),
+            "control: ridge from pixels": score_outputs(self.from_pixels()),
+        }
+        cropped = load_images(DATASET, "calibration", where={"domain": "half"}).images[: len(self.images)]
+        self.batches = cropped.split(BATCH)
+        self.modules = [reset_normalization(module, self.batches) for module in self.trained]
+        other = self.calibrated(self.merged(zipped), zipped)
+        reset = reset_normalization(other, self.images.split(BATCH))  # as any model that meets another domain
+        return found | {"control: calibrated on cropped pictures": scores([reset])}
+
+    def from_pixels(self) -> Tensor:
+        """Embeddings of the test pictures by a ridge from pixels to the mean of the models' outputs, centred."""
+        with torch.no_grad():
+            target = torch.stack([module(self.images) for module in self.modules]).mean(dim=0).double()
+        x = self.images.flatten(1).double()
+        shift, middle = x.mean(dim=0), target.mean(dim=0)
+        gram = (x - shift).T @ (x - shift) / len(x)
+        damped = gram + FULL["ridge"] * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+        weights = torch.linalg.solve(damped, (x - shift).T @ (target - middle) / len(x))
+        return ((test_pictures()[0].images.flatten(1).double() - shift) @ weights).float()
+
+
+def draws(count: int) -> list[Tensor]:
+    """Disjoint random parts of the calibration pictures."""
+    images = load_images(DATASET, "calibration", where={"domain": "clean"}).images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return [images[part] for part in order.chunk(count)]
+
+
+def measure(files: Sequence[Path], draw: int, count: int) -> dict[str, Scores]:
+    """One cell, in a process of its own."""
+    torch.set_num_threads(1)
+    images = draws(count)[draw]
+    symmetry = derive_symmetry(resnet(blocks=(3, 3, 3), width=16, outputs=384).eval(), images[:2])
+    found = Cell(files, images, symmetry).rows()
+    print(json.dumps({"files": [str(file) for file in files], "draw": draw, **found}), file=sys.stderr, flush=True)
+    return found
+
+
+def print_rows(cells: Sequence[Sequence[Mapping[str, Scores]]]) -> None:
+    """Joint accuracy of each pair, and both measures over all cells."""
+    print(f"| row | {' | '.join(f'pair {number}' for number in range(len(cells)))} | joint | tasks |")
+    print(f"| --- |{' --: |' * (len(cells) + 2)}")
+    for name in (name for name in cells[0][0] if not name.startswith("seconds")):
+        pairs = [mean(cell[name][0] for cell in pair) for pair in cells]
+        columns = [spread(flat([[cell[name][place] for cell in pair] for pair in cells])) for place in (0, 1)]
+        print(f"| {name} | {' | '.join(f'{value:.1f}' for value in pairs)} | {columns[0]} | {columns[1]} |")
+    print()
+    for name in (name for name in cells[0][0] if name.startswith("seconds")):
+        print(f"{name}: {mean(cell[name][0] for pair in cells for cell in pair):.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("zoos", nargs="+", type=Path, help="folders, each with a pair of models")
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2)
+    arguments = parser.parse_args()
+    pairs = [[zoo / f"{name}.safetensors" for name in NAMES] for zoo in arguments.zoos]
+    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
+        futures = [
+            [pool.submit(measure, pair, draw, arguments.draws) for draw in range(arguments.draws)] for pair in pairs
+        ]
+        print_rows([[future.result() for future in pair] for pair in futures])
+
+
+if __name__ == "__main__":
+    main()

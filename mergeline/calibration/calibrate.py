@@ -1,0 +1,236 @@
+"""Closed-form calibration of a merged model on unlabelled inputs: layer-wise refit, last layer, centring.
+
+All of it is distillation of the task models' features without a gradient step. It comes after the merge, may do more
+for the result than the merge itself, and is to be told apart from it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from itertools import chain
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mergeline.alignment.alignment import Alignment
+from mergeline.calibration.findings import skewed_set, small_set
+from mergeline.calibration.forms import columns as columns_of
+from mergeline.calibration.heads import Heads
+from mergeline.calibration.program import Program
+from mergeline.calibration.record import CalibrationRecord
+from mergeline.calibration.refit import Ridge, Runs, Wanted, check_finite, refit_layers
+from mergeline.calibration.shelf import Shelf
+from mergeline.calibration.sites import Found, Layer, find_layers
+from mergeline.calibration.wanted import unit_mean, with_places
+from mergeline.errors import InputError
+from mergeline.symmetry.tap import model_inputs
+
+LastLayer = Literal["mean", "heads"]
+
+
+class Calibrated(NamedTuple):
+    """The calibrated module, and what was changed."""
+
+    module: nn.Module
+    record: CalibrationRecord
+
+
+def calibrate(
+    merged: nn.Module,
+    modules: Sequence[nn.Module],
+    alignment: Alignment | None,
+    batches: Iterable[Any],
+    *,
+    centre: bool = True,
+    last_layer: LastLayer | None = "mean",
+    layers: bool = True,
+    ridge: float = 1e-2,
+    columns: int | None = None,
+    heads: Sequence[Tensor] | None = None,
+) -> nn.Module:
+    """A calibrated copy of a merged model, in eval mode; warns where the calibration set is small or skewed.
+
+    merged, modules: of one architecture, with normalisation statistics as they are (see `reset_normalization`: mostly
+    those of the calibration set). alignment: of the modules, in their order; None where they share one unit order.
+    batches: inputs, tuples whose first item is the input, or mappings of named inputs; they are read once.
+    layers: refit every linear layer, convolution and BatchNorm in front of the last layer.
+    last_layer: refit it to the mean of the task models' outputs, or to what their heads say (`heads`: for each module
+    the rows [classes, outputs] whose cosines with its output are its logits).
+    centre: subtract the mean output on the calibration set from the last bias; it assumes that the classes are about
+    equally frequent there, and breaks merge(A, A) = A.
+    ridge: lambda, relative to the mean variance of a layer's inputs; with infinity layers stay as merged.
+    columns: about how many positions of all examples are looked at per layer (at least one of each); None: all.
+    Raises InputError for models, options or data that do not fit, and for activations that are not finite.
+    """
+    found = calibrate_and_record(
+        merged,
+        modules,
+        alignment,
+        batches,
+        centre=centre,
+        last_layer=last_layer,
+        layers=layers,
+        ridge=ridge,
+        columns=columns,
+        heads=heads,
+    )
+    for sentence in found.record.warnings:
+        warnings.warn(sentence, stacklevel=2)
+    return found.module
+
+
+def calibrate_and_record(
+    merged: nn.Module,
+    modules: Sequence[nn.Module],
+    alignment: Alignment | None,
+    batches: Iterable[Any],
+    *,
+    centre: bool,
+    last_layer: LastLayer | None,
+    layers: bool,
+    ridge: float,
+    columns: int | None,
+    heads: Sequence[Tensor] | None = None,
+) -> Calibrated:
+    """`calibrate` with a record of what it did, warnings among it."""
+    _check_options(ridge, columns, last_layer, heads, len(modules))
+    state, tasks = _states(merged, modules, alignment)
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None:
+        raise InputError("calibration: there are no calibration inputs; give at least one batch")
+    program = Program(deepcopy(merged).float().eval(), model_inputs(first))
+    found = find_layers(program)
+    final = _final_layer(found, needed=centre or last_layer is not None)
+    chosen = [layer for layer in found.layers if (last_layer is not None if layer is final else layers)]
+    record = CalibrationRecord(kept=dict(found.kept) if layers else {})
+    known = Heads(heads) if heads is not None else None
+    chosen, wanted = _wanted(chosen, state, alignment, record)
+    if final in chosen and last_layer == "heads" and known is not None and final is not None:
+        wanted[final.name] = known
+    skew_of = final if centre and known is not None else None
+    with Shelf() as shelf:
+        runs = Runs(program, state, tasks, chosen, shelf, merged_end=final if centre else None, tasks_end=skew_of)
+        runs.begin(chain([first], batches))
+        record.images = runs.images
+        refit_layers(runs, chosen, wanted, Ridge(ridge, columns), record)
+        if centre and final is not None:
+            _centre(runs, final, known, record)
+    record.warnings += [*small_set(record.layers), *skewed_set(record.shares)]
+    return Calibrated(_with_state(merged, state), record)
+
+
+def _check_options(
+    ridge: float, columns: int | None, last_layer: str | None, heads: Sequence[Tensor] | None, models: int
+) -> None:
+    if not ridge > 0:
+        raise InputError(f"calibration: ridge must be above 0, not {ridge}; 0.01 suits most models")
+    if columns is not None and columns < 1:
+        raise InputError(f"calibration: columns must be at least 1, not {columns}; None looks at all")
+    if last_layer not in (None, "mean", "heads"):
+        raise InputError(f"calibration: last_layer {last_layer!r} is not known; use 'mean', 'heads' or None")
+    if last_layer == "heads" and heads is None:
+        raise InputError("calibration: last_layer 'heads' needs the task models' heads; give `heads`, or use 'mean'")
+    if heads is not None and len(heads) != models:
+        raise InputError(f"calibration: there are {len(heads)} heads for {models} task models; give one for each")
+
+
+def _states(
+    merged: nn.Module, modules: Sequence[nn.Module], alignment: Alignment | None
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """The tensors of all models in float32 on the merged model's device. Raises InputError where they do not fit."""
+    if not modules:
+        raise InputError("calibration: there are no task models; give the models that were merged")
+    if alignment is not None and alignment.models != len(modules):
+        raise InputError(f"calibration: {len(modules)} task models, but the alignment is of {alignment.models}")
+    own = merged.state_dict()
+    device = next((x.device for x in own.values()), torch.device("cpu"))
+    states = []
+    for number, module in enumerate(modules):
+        state = module.state_dict()
+        for name, tensor in own.items():
+            if name not in state or state[name].shape != tensor.shape:
+                has = f"the shape {list(state[name].shape)}" if name in state else "no such tensor"
+                raise InputError(
+                    f"calibration: tensor '{name}' has the shape {list(tensor.shape)} in the merged model, and task "
+                    f"model {number} has {has}; all must be of one architecture and width"
+                )
+        states.append(with_places(_floats(state, device), alignment, number))
+    return _floats(own, device), states
+
+
+def _floats(state: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {
+        name: x.detach().to(device, torch.float32 if x.is_floating_point() else x.dtype).clone()
+        for name, x in state.items()
+    }
+
+
+def _final_layer(found: Found, *, needed: bool) -> Layer | None:
+    """The layer whose output is the model's. Raises InputError where it is needed and there is none."""
+    final = next((layer for layer in found.layers if layer.final), None)
+    if needed and final is None:
+        why = (
+            f" ({'; '.join(f'{name} {reason}' for name, reason in list(found.kept.items())[-1:])})"
+            if found.kept
+            else ""
+        )
+        raise InputError(
+            f"calibration: no linear layer or convolution gives the model's output{why}, so there is nothing to centre "
+            "or to refit last; use centre: false and last_layer: none"
+        )
+    return final
+
+
+def _wanted(
+    layers: Sequence[Layer], state: Mapping[str, Tensor], alignment: Alignment | None, record: CalibrationRecord
+) -> tuple[list[Layer], dict[str, Wanted]]:
+    """The layers for which the units of the task models can be brought together, and how."""
+    chosen, wanted = [], {}
+    for layer in layers:
+        site = layer.sites[0]
+        name = site.weight or site.tensors[0]
+        try:
+            wanted[layer.name] = unit_mean(alignment, name, site.output_axis, state[name].shape[site.output_axis])
+            chosen.append(layer)
+        except InputError as fault:
+            record.kept |= {site.name: str(fault) for site in layer.sites}
+    return chosen, dict[str, Wanted](wanted)
+
+
+def _centre(runs: Runs, final: Layer, heads: Heads | None, record: CalibrationRecord) -> None:
+    """Subtract the mean output from the last bias. Raises InputError where there is none."""
+    site = next((site for site in final.sites if site.has_bias), None)
+    if site is None:
+        raise InputError(
+            f"calibration: the last layer {final.name} has no bias to subtract the mean output from; use centre: false"
+        )
+    total, count = torch.zeros(()), 0
+    expected = torch.zeros(())
+    for (merged,), tasks in runs.outputs():
+        rows = columns_of(merged, site.form, None)
+        total, count = total + rows.sum(dim=1, dtype=torch.float64), count + rows.shape[1]
+        if heads is not None:
+            expected = expected + heads.expected(tasks)
+    mean = total / count
+    check_finite(mean, "the merged model's outputs")
+    name = site.norm.bias if site.norm else site.bias
+    assert name is not None
+    runs.state[name] = (runs.state[name].double() - mean).float()
+    record.centred = float(mean.norm())
+    if heads is not None:
+        record.shares = (expected / expected.sum()).tolist()
+
+
+def _with_state(merged: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the module with the tensors of a state; those that did not change keep every bit."""
+    copy = deepcopy(merged).eval()
+    with torch.no_grad():
+        for name, tensor in copy.state_dict().items():
+            new = state[name].to(tensor.dtype)
+            if not torch.equal(new, tensor):
+                tensor.copy_(new)
+    return copy

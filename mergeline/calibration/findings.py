@@ -1,0 +1,36 @@
+"""Sentences about a calibration set that carries less than a calibration asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mergeline.calibration.record import LayerRecord
+
+UNEVEN = 0.25
+"""Share of the examples that would have to be of other classes for all to be equally frequent; more is skewed."""
+
+
+def small_set(layers: Sequence[LayerRecord]) -> Iterator[str]:
+    """A warning where layers have more unknowns than equations: there the ridge decides."""
+    small = [layer for layer in layers if layer.columns < layer.inputs]
+    if small:
+        worst = max(small, key=lambda layer: layer.inputs / layer.columns)
+        others = f" (and {len(small) - 1} other layers are as short)" if len(small) > 1 else ""
+        yield (
+            f"calibration: {worst.name} has {worst.inputs} inputs, but only {worst.columns} columns to find its "
+            f"weights from{others}; the ridge decides the rest, so the weights stay near the merged ones: give more "
+            "calibration inputs, or raise `columns`"
+        )
+
+
+def skewed_set(shares: Sequence[float]) -> Iterator[str]:
+    """A warning where classes are far from equally frequent, as the task models' heads see them."""
+    if not shares:
+        return
+    off = sum(abs(share - 1 / len(shares)) for share in shares) / 2
+    if off > UNEVEN:
+        yield (
+            f"calibration: by the task models' heads the {len(shares)} classes are far from equally frequent in the "
+            f"calibration set ({100 * min(shares):.0f} to {100 * max(shares):.0f} % each, {100 * off:.0f} % of the "
+            "examples too many in some), and centring assumes that they are; use balanced inputs, or centre: false"
+        )

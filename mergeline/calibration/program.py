@@ -1,0 +1,177 @@
+"""A module as a list of operations that is computed piece by piece, so that a layer can change before the next runs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
+
+from mergeline.errors import InputError
+from mergeline.symmetry.interpret import storage_key
+from mergeline.symmetry.trace import Inputs, Trace, arguments, is_mutable, operation, tensors_of, trace
+
+Values = dict[str, Any]
+"""What is known of one run: the value of each operation that a later one still reads, by the operation's name."""
+
+
+class Program:
+    """The operations of a traced module, without changes in place.
+
+    nodes: in their order. stored: operation -> name of the tensor of the state dict that it stands for.
+    """
+
+    def __init__(self, module: nn.Module, inputs: Inputs) -> None:
+        """Raises InputError where the module cannot be traced with these inputs."""
+        self.module = module
+        self._trace: Trace = trace(module, inputs)
+        graph = self._trace.program.graph
+        _without_changes_in_place(graph)
+        self.nodes: list[Node] = list(graph.nodes)
+        self.place = {node: number for number, node in enumerate(self.nodes)}
+        by_name = {node.name: node for node in self.nodes}
+        self.stored = {by_name[place]: name for place, name in self._trace.stored.items() if place in by_name}
+        constants = self._trace.constants.items()
+        self.constants = {by_name[place]: value for place, value in constants if place in by_name}
+        placed = {*self.stored, *self.constants}
+        self.inputs = [node for node in self.nodes if node.op == "placeholder" and node not in placed]
+        self.outputs = [node for node in graph.output_node().args[0] if isinstance(node, Node)]
+        self.shapes = [shape_of(node) for node in self.inputs]
+
+    def start(self, inputs: Inputs) -> Values:
+        """The values that a run begins with. Raises InputError for inputs of another shape than those traced."""
+        args, kwargs = arguments(inputs)
+        named = [kwargs[node.name] for node in self.inputs if node.name in kwargs]
+        leaves = named if kwargs and len(named) == len(self.inputs) else tree_leaves((args, kwargs))
+        fixed = self._trace.batch
+        for leaf, expected in zip(leaves, self.shapes, strict=True):
+            shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else None
+            if shape is not None and (shape[1:] != expected[1:] or (fixed is not None and shape[:1] != (fixed,))):
+                which = (
+                    "all batches must have one shape"
+                    if shape[1:] != expected[1:]
+                    else (f"this module can only be traced for batches of one size ({fixed})")
+                )
+                raise InputError(f"calibration: a batch has the shape {list(shape)}, but {which}; make batches alike")
+        return {node.name: leaf for node, leaf in zip(self.inputs, leaves, strict=True)}
+
+    def needed(self, targets: Iterable[Node]) -> set[Node]:
+        """The targets and everything that they are computed from."""
+        found: set[Node] = set()
+        left = list(targets)
+        while left:
+            node = left.pop()
+            if node not in found:
+                found.add(node)
+                left += node.all_input_nodes
+        return found
+
+    def shared(self) -> set[str]:
+        """Names of the tensors of the state dict that have several names or are read by several operations."""
+        memory: dict[object, list[str]] = {}
+        for name, tensor in tensors_of(self.module).items():
+            memory.setdefault(storage_key(tensor), []).append(name)
+        shared = {name for names in memory.values() if len(names) > 1 for name in names}
+        readers: dict[str, int] = {}
+        for node, name in self.stored.items():
+            readers[name] = readers.get(name, 0) + len(node.users)
+        return shared | {name for name, count in readers.items() if count > 1}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The operations to compute next, and which values are no longer read after each."""
+
+    steps: tuple[tuple[Node, tuple[str, ...]], ...]
+    targets: tuple[Node, ...]
+    released: tuple[str, ...]
+
+
+class Walk:
+    """How far the runs of one model have come; the runs on all batches go in step."""
+
+    def __init__(
+        self, program: Program, state: Mapping[str, Tensor], targets: Iterable[Node], keep: Iterable[Node] = ()
+    ) -> None:
+        """state: of the model, may change between segments. targets: all that will ever be asked for; keep: again."""
+        self.program = program
+        self.state = state
+        self._keep = {*keep}
+        self._needed = program.needed([*targets, *self._keep])
+        self._done: set[Node] = set(program.inputs)
+
+    def segment(self, targets: Sequence[Node]) -> Segment:
+        """What must be computed for the targets now. It counts as computed from here on."""
+        fixed = {*self.program.stored, *self.program.constants}
+        asked = self.program.needed(targets)
+        todo = [node for node in self.program.nodes if node in asked and node not in self._done and node not in fixed]
+        steps = []
+        for node in todo:
+            self._done.add(node)
+            over = (x for x in node.all_input_nodes if x not in fixed and x not in targets and self._is_over(x))
+            steps.append((node, tuple(x.name for x in over)))
+        released = tuple(node.name for node in targets if node not in fixed and self._is_over(node))
+        return Segment(tuple(steps), tuple(targets), released)
+
+    def run(self, segment: Segment, values: Values) -> list[Any]:
+        """Compute a segment of one run; the values of its targets. `values` is brought up to date."""
+        with torch.no_grad():
+            for node, over in segment.steps:
+                values[node.name] = self._compute(node, values)
+                for name in over:
+                    values.pop(name, None)
+        found = [self.value(node, values) for node in segment.targets]
+        for name in segment.released:
+            values.pop(name, None)
+        return found
+
+    def _is_over(self, node: Node) -> bool:
+        return node not in self._keep and all(user in self._done or user not in self._needed for user in node.users)
+
+    def _compute(self, node: Node, values: Values) -> Any:
+        args, kwargs = map_arg((node.args, node.kwargs), lambda x: self.value(x, values))
+        if node.op == "get_attr":
+            raise InputError(f"calibration: the trace of {type(self.program.module).__name__} holds other graphs")
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+    def value(self, node: Node, values: Mapping[str, Any]) -> Any:
+        """The value of an operation in a run that has come past it."""
+        if node in self.program.stored:
+            return self.state[self.program.stored[node]]
+        return self.program.constants[node] if node in self.program.constants else values[node.name]
+
+
+def shape_of(node: Any) -> tuple[Any, ...]:
+    """The shape of an operation's value in the trace, with the names of lengths that vary; () where it is no tensor."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return tuple(n if isinstance(n, int) else str(n) for n in value.shape) if isinstance(value, Tensor) else ()
+
+
+def _without_changes_in_place(graph: Graph) -> None:
+    """Operations such as `relu_` become `relu`, and whoever reads the changed value afterwards reads the new one."""
+    later: set[Node] = set(graph.nodes)
+    for node in list(graph.nodes):
+        later.discard(node)
+        if not is_mutable(node):
+            continue
+        packet = getattr(torch.ops.aten, operation(node).removesuffix("_"), None)
+        plain = getattr(packet, node.target._overloadname, None)
+        changed = node.args[0]
+        if plain is None or not isinstance(changed, Node):
+            raise InputError(f"calibration: the operation {operation(node)} changes a value in place; write it plainly")
+        node.target = plain
+        for user in list(changed.users):
+            if user in later:
+                user.replace_input_with(changed, node)
+
+
+def is_item(node: Node, of: Node, index: int) -> bool:
+    """Whether a value is one of the results of an operation that has several."""
+    return node.target is operator.getitem and node.args == (of, index)

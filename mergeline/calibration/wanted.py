@@ -1,0 +1,90 @@
+"""What a layer of the merged model should give: the mean over the task models, in the merged model's units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mergeline.alignment.alignment import Alignment
+from mergeline.errors import InputError
+from mergeline.symmetry.layout import Fixed
+from mergeline.symmetry.permute import gather_index, permute_tensor
+from mergeline.symmetry.symmetry import ParameterLayout
+
+
+class UnitMean:
+    """The mean over all units of all models that became one merged unit, for the channels of one layer.
+
+    places: for each model, the merged channel of each of its channels; none: all models have the same order.
+    """
+
+    def __init__(self, places: Sequence[Tensor] | None, width: int) -> None:
+        self._places = places
+        self.width = width
+        if places is not None:
+            counts = sum(torch.bincount(row, minlength=width) for row in places)
+            assert isinstance(counts, Tensor)
+            if int(counts.min()) == 0:
+                raise InputError("calibration: the alignment leaves a merged unit without any unit of a task model")
+            self._share = 1 / counts.double()
+
+    def __call__(self, values: Sequence[Tensor], channel: int) -> Tensor:
+        """The values of all models, channels on the given axis -> float32 values of the merged channels."""
+        if self._places is None:
+            return torch.stack([value.float() for value in values]).mean(dim=0)
+        axis = channel % values[0].ndim
+        shape = [-1 if dim == axis else 1 for dim in range(values[0].ndim)]
+        total = values[0].new_zeros([self.width if i == axis else n for i, n in enumerate(values[0].shape)])
+        for value, places in zip(values, self._places, strict=True):
+            total.index_add_(axis, places.to(value.device), value.float())
+        return total * self._share.float().to(total.device).reshape(shape)
+
+
+def with_places(state: Mapping[str, Tensor], alignment: Alignment | None, model: int) -> dict[str, Tensor]:
+    """The tensors of a task model with what only labels places (register tokens) in the merged model's order.
+
+    Values of all models then have the same at each place; units that are told apart by what they do stay as they are.
+    """
+    if alignment is None:
+        return dict(state)
+    moved = _only(alignment, model, active=False)
+    layouts = {name: _layout(alignment, name) for name in state}
+    return {
+        name: permute_tensor(x, layout, alignment.symmetry, moved) if (layout := layouts[name]) else x
+        for name, x in state.items()
+    }
+
+
+def _only(alignment: Alignment, model: int, *, active: bool) -> dict[str, Tensor]:
+    """The permutations of a model for units that do something, or for the others; the rest stays in place."""
+    symmetry = alignment.symmetry
+    moved = alignment.permutations[model]
+    return {name: moved[name] if (name in symmetry.active) == active else x for name, x in symmetry.identity().items()}
+
+
+def unit_mean(alignment: Alignment | None, tensor: str, axis: int, width: int) -> UnitMean:
+    """How the channels that an axis of a tensor writes come together; width: how many the merged model has.
+
+    Raises InputError where the order of the channels depends on another axis of the tensor.
+    """
+    layout = _layout(alignment, tensor)
+    if alignment is None or layout is None or isinstance(layout.dims[axis], Fixed):
+        return UnitMean(None, width)
+    symmetry, fold = alignment.symmetry, alignment.fold
+    places = []
+    for model in range(alignment.models):
+        old = gather_index(layout.dims[axis], symmetry, _only(alignment, model, active=True))
+        merged = gather_index(layout.dims[axis], symmetry, fold.maps[model], (), fold.sizes)
+        where = torch.empty_like(merged)
+        where[old] = merged
+        places.append(where)
+    return UnitMean(places, width)
+
+
+def _layout(alignment: Alignment | None, tensor: str) -> ParameterLayout | None:
+    if alignment is None:
+        return None
+    parameters = alignment.symmetry.parameters
+    return parameters.get(tensor) or next((x for x in parameters.values() if tensor in x.tied), None)

@@ -1,0 +1,109 @@
+"""Tiny models with every kind of layer that a calibration refits, and pairs of them."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from mergeline.alignment.alignment import Alignment
+from mergeline.alignment.apply import apply_alignment
+from mergeline.models.resnet import resnet
+from mergeline.symmetry.derive import derive_symmetry
+
+
+class Gated(nn.Module):
+    """Attention with a packed projection, a gated MLP without biases, LayerNorm, residual streams."""
+
+    def __init__(self, width: int = 8, heads: int = 2) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.gate, self.up = nn.Linear(width, 12, bias=False), nn.Linear(width, 12, bias=False)
+        self.down = nn.Linear(12, width, bias=False)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, words, 6] -> [n, 5]."""
+        x = self.embed(x)
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        y = self.norm2(x)
+        x = x + self.down(silu(self.gate(y)) * self.up(y))
+        return self.head(x.mean(dim=1))
+
+
+class Separable(nn.Module):
+    """Grouped and depthwise convolutions, BatchNorm behind and in front of layers, in-place activations, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding="same")
+        self.norm = nn.BatchNorm2d(8)
+        self.grouped = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=4, bias=False)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.behind = nn.BatchNorm2d(8)
+        self.pointwise = nn.Conv2d(8, 12, 1)
+        self.act, self.drop = nn.ReLU(inplace=True), nn.Dropout(0.2)
+        self.linear = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, 1, 8, 8] -> [n, 5]."""
+        x = self.act(self.norm(self.act(self.stem(x))))
+        x = self.act(self.behind(self.depthwise(self.act(self.grouped(x)))))
+        return self.linear(self.drop(self.act(self.pointwise(x))).mean(dim=(2, 3)))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "resnet": (lambda: resnet(blocks=(1, 2, 1), width=4, outputs=5), (1, 8, 8)),
+    "separable": (Separable, (1, 8, 8)),
+    "gated": (Gated, (3, 6)),
+}
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    """A model whose normalisation and biases are not those of a fresh one."""
+    torch.manual_seed(seed)
+    module = MODELS[name][0]().eval()
+    with torch.no_grad():
+        for key, tensor in module.state_dict().items():
+            if key.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.is_floating_point() and tensor.ndim == 1:
+                tensor.add_(0.3 * torch.randn_like(tensor))
+    return module
+
+
+def batches(name: str, *sizes: int, seed: int = 1) -> list[Tensor]:
+    """Inputs of a model."""
+    shape = MODELS[name][1]
+    return list(torch.randn(sum(sizes), *shape, generator=torch.Generator().manual_seed(seed)).split(sizes))
+
+
+def twins(name: str) -> tuple[nn.Module, nn.Module, Alignment]:
+    """A model, the same in another unit order, and the alignment that brings the second back."""
+    module = build(name)
+    symmetry = derive_symmetry(module, batches(name, 2)[0])
+    alignment = Alignment(symmetry, (symmetry.identity(), *symmetry.random_alignment(3).permutations))
+    other = deepcopy(module)
+    other.load_state_dict(apply_alignment(module.state_dict(), alignment.inverse(), 1))
+    return module, other, alignment
+
+
+def disturbed(module: nn.Module, share: float = 0.2) -> nn.Module:
+    """A copy with noise on all its parameters."""
+    copy, generator = deepcopy(module), torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for tensor in copy.parameters():
+            spread = tensor.std() if tensor.numel() > 1 else tensor.abs()
+            tensor.add_(share * spread * torch.randn(tensor.shape, generator=generator))
+    return copy
+
+
+def difference(first: nn.Module, second: nn.Module, inputs: Tensor) -> float:
+    """Largest difference of the outputs, as a share of the largest output."""
+    with torch.no_grad():
+        one, other = first(inputs), second(inputs)
+    return float((one - other).abs().max() / one.abs().max())

@@ -1,0 +1,290 @@
+"""Closed-form calibration: its laws, what it gains, what it leaves alone, and what it refuses."""
+
+import warnings
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import mergeline as ml
+from mergeline.alignment.alignment import Alignment
+from mergeline.alignment.fold import Zip
+from mergeline.calibration import shelf
+from mergeline.calibration.calibrate import Calibrated, calibrate_and_record
+from mergeline.errors import InputError
+from tests.calibration.calibrated_models import MODELS, batches, build, difference, disturbed, twins
+
+pytestmark = pytest.mark.filterwarnings("ignore:calibration")
+OPTIONS: dict[str, Any] = {"centre": False, "last_layer": "mean", "layers": True, "ridge": 1e-2, "columns": None}
+
+
+def calibrated(
+    merged: nn.Module, modules: list[nn.Module], alignment: Alignment | None, data: Any, **options: Any
+) -> Calibrated:
+    """With the options of the laws, but for those given."""
+    return calibrate_and_record(merged, modules, alignment, data, **OPTIONS | options)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_merge_of_equal_models_stays_what_it_is(name: str) -> None:
+    module, other, alignment = twins(name)
+    found = calibrated(module, [module, other], alignment, batches(name, 16, 16))
+    assert difference(module, found.module, batches(name, 8, seed=9)[0]) <= 1e-4
+    assert found.record.layers and all(layer.before <= 1e-8 for layer in found.record.layers)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_large_ridge_gives_the_merged_model(name: str) -> None:
+    module, other, alignment = twins(name)
+    merged = disturbed(module)
+    for ridge in (1e9, float("inf")):
+        found = calibrated(merged, [module, other], alignment, batches(name, 16), ridge=ridge)
+        assert difference(merged, found.module, batches(name, 8, seed=9)[0]) <= 1e-4
+
+
+@pytest.mark.parametrize("columns", [None, 60])
+@pytest.mark.parametrize("name", MODELS)
+def test_neither_order_nor_batches_of_the_inputs_matter(name: str, columns: int | None) -> None:
+    module, other, alignment = twins(name)
+    merged, data = disturbed(module), torch.cat(batches(name, 24))
+    shuffled = data[torch.randperm(24, generator=torch.Generator().manual_seed(0))]
+    first = calibrated(merged, [module, other], alignment, [data], columns=columns)
+    second = calibrated(merged, [module, other], alignment, shuffled.split([10, 4, 10]), columns=columns)
+    assert difference(first.module, second.module, batches(name, 8, seed=9)[0]) <= 1e-4
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_disturbed_model_is_led_back_to_its_task_models(name: str) -> None:
+    module, other, alignment = twins(name)
+    merged, unseen = disturbed(module), batches(name, 32, seed=9)[0]
+    found = calibrated(merged, [module, other], alignment, batches(name, 200, 100), ridge=1e-4)
+    assert difference(module, found.module, unseen) <= 0.2 * difference(module, merged, unseen)
+    assert all(layer.after <= layer.before for layer in found.record.layers)
+    assert not found.record.warnings
+
+
+def test_every_layer_is_refit_jointly_where_outputs_are_summed() -> None:
+    module, other, alignment = twins("resnet")
+    names = [
+        layer.name for layer in calibrated(module, [module, other], alignment, batches("resnet", 16)).record.layers
+    ]
+    assert "layer2.0.conv2 + layer2.0.shortcut.0" in names and "layer2.1.conv2" in names
+    assert names[0] == "conv1" and names[-1] == "linear" and len(names) == 10
+
+
+def test_layers_of_all_kinds_are_found() -> None:
+    record = calibrated(build("gated"), [build("gated", 1)], None, batches("gated", 16)).record
+    names = [layer.name for layer in record.layers]
+    assert names == ["embed", "attention.in_proj_weight", "attention.out_proj", "gate", "up", "down", "head"]
+    record = calibrated(build("separable"), [build("separable", 1)], None, batches("separable", 16)).record
+    names = [layer.name for layer in record.layers]
+    assert names == ["stem", "norm", "grouped", "depthwise", "pointwise", "linear"]
+
+
+def test_what_cannot_be_refit_is_listed() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ConvTranspose1d(2, 2, 3), nn.Linear(6, 3)]
+    layers[2].weight = layers[0].weight
+    module = nn.Sequential(nn.Unflatten(1, (2, 4)), *layers)
+    record = calibrated(module, [deepcopy(module)], None, [torch.randn(30, 8)]).record
+    assert [layer.name for layer in record.layers] == ["5"]
+    shared, other = record.kept.values()
+    assert "is shared with another layer" in shared and other == "is read by conv_transpose1d, which is no linear layer"
+
+
+LAST = {"linear.weight", "linear.bias"}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"layers": False}, LAST),
+        ({"layers": False, "last_layer": None, "centre": True}, {"linear.bias"}),
+        ({"layers": False, "last_layer": None}, set()),
+    ],
+)
+def test_what_is_not_refit_keeps_every_bit(options: dict[str, Any], expected: set[str]) -> None:
+    merged, module = disturbed(build("resnet")), build("resnet")
+    found = calibrated(merged, [module, module], None, batches("resnet", 32), **options)
+    assert changed(merged, found.module) == expected
+
+
+def test_the_last_layer_stays_where_only_the_others_are_refit() -> None:
+    merged, module = disturbed(build("resnet")), build("resnet")
+    found = calibrated(merged, [module, module], None, batches("resnet", 32), last_layer=None)
+    names = changed(merged, found.module)
+    assert names and not names & LAST
+    assert names <= {name for layer in found.record.layers for name in layer.tensors}
+
+
+def changed(before: nn.Module, after: nn.Module) -> set[str]:
+    """Names of the tensors that differ."""
+    states = before.state_dict(), after.state_dict()
+    return {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+
+
+def test_centring_takes_the_mean_output_away() -> None:
+    merged, data = build("resnet"), batches("resnet", 20, 12)
+    found = calibrated(merged, [merged], None, data, layers=False, last_layer=None, centre=True)
+    with torch.no_grad():
+        before, after = merged(torch.cat(data)), found.module(torch.cat(data))
+    torch.testing.assert_close(after, before - before.mean(dim=0), rtol=1e-4, atol=1e-5)
+    assert found.record.centred == pytest.approx(float(before.mean(dim=0).norm()), rel=1e-4)
+
+
+def test_the_last_layer_goes_to_the_mean_of_the_task_models_outputs() -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(6, 8), nn.ReLU())
+    models = [nn.Sequential(body, nn.Linear(8, 3)) for _ in range(2)]
+    merged, data = nn.Sequential(body, nn.Linear(8, 3)), torch.randn(100, 6)
+    found = calibrated(merged, models, None, [data], layers=False, ridge=1e-8)
+    mean = (models[0][1].weight + models[1][1].weight) / 2
+    torch.testing.assert_close(found.module[1].weight, mean, rtol=1e-3, atol=1e-3)
+
+
+def test_heads_make_every_class_as_likely_as_its_own_model_says() -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(6, 16), nn.ReLU())
+    models = [nn.Sequential(body, nn.Linear(16, 4)) for _ in range(2)]
+    heads, data = [torch.randn(2, 4), torch.randn(2, 4)], torch.randn(400, 6)
+    found = calibrated(models[0], models, None, [data], layers=False, last_layer="heads", heads=heads, ridge=1e-6)
+    rows = nn.functional.normalize(torch.cat(heads), dim=1)
+    with torch.no_grad():
+        given = found.module(data) @ rows.T
+        pairs = [(model(data), head) for model, head in zip(models, heads, strict=True)]
+    own = [nn.functional.normalize(y, dim=1) @ nn.functional.normalize(head, dim=1).T for y, head in pairs]
+    wanted = 100 * torch.cat([logits - logits.mean(dim=1, keepdim=True) for logits in own], dim=1)
+    assert float((given - wanted).square().mean() / wanted.var()) < 0.2
+    assert float(torch.corrcoef(torch.stack([given.flatten(), wanted.flatten()]))[0, 1]) > 0.9
+
+
+def test_the_values_between_layers_may_lie_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, other, alignment = twins("gated")
+    merged, data = disturbed(module), batches("gated", 8, 8)
+    first = calibrated(merged, [module, other], alignment, data, centre=True)
+    monkeypatch.setattr("mergeline.calibration.calibrate.Shelf", lambda: shelf.Shelf(in_memory=0))
+    second = calibrated(merged, [module, other], alignment, iter(data), centre=True)
+    for name, tensor in first.module.state_dict().items():
+        assert torch.equal(tensor, second.module.state_dict()[name]), name
+
+
+def test_zipped_units_get_the_mean_over_all_units_in_them() -> None:
+    """Two units of the first model and one of the second in one merged unit: it is the mean of the three."""
+    torch.manual_seed(0)
+    models = [nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 2)) for _ in range(2)]
+    symmetry = ml.derive_symmetry(models[0], torch.randn(2, 6))
+    (family,) = symmetry.families
+    zips = {family: Zip(torch.tensor([[0, 0, 1], [0, 2, 1]]), 3)}
+    alignment = Alignment(symmetry, (symmetry.identity(), symmetry.identity()), zips=zips)
+    merged = deepcopy(models[0])
+    merged.load_state_dict(ml.merge_aligned([model.state_dict() for model in models], alignment))
+    found = calibrated(disturbed(merged), models, alignment, [torch.randn(500, 6)], ridge=1e-6, last_layer=None)
+    first, second = (model[0].weight.detach() for model in models)
+    expected = torch.stack([(first[0] + first[1] + second[0]) / 3, (first[2] + second[2]) / 2, second[1]])
+    active = found.module[0].weight.detach()
+    torch.testing.assert_close(active, expected, rtol=0.3, atol=0.15)
+
+
+def test_the_callers_modules_and_dtypes_stay_as_they_are() -> None:
+    module = build("resnet").to(torch.bfloat16)
+    before = deepcopy(module.state_dict())
+    found = ml.calibrate(module, [module, module], None, batches("resnet", 16))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert {tensor.dtype for tensor in found.parameters()} == {torch.bfloat16} and not found.training
+
+
+# --- what is refused, or warned of ------------------------------------------------------------------------------------
+
+
+def test_too_few_inputs_are_warned_of_with_numbers() -> None:
+    module = build("resnet")
+    with pytest.warns(UserWarning, match=r"linear has 16 inputs, but only 4 columns.*ridge decides"):
+        ml.calibrate(module, [module], None, batches("resnet", 4), layers=False, centre=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ml.calibrate(module, [module], None, batches("resnet", 64), layers=False, centre=False)
+
+
+def test_a_layer_whose_inputs_never_vary_keeps_its_weights_and_is_named() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        module[0].bias.fill_(-1e3)
+    found = calibrated(module, [module], None, [torch.randn(20, 4)])
+    assert torch.equal(found.module[2].weight, module[2].weight)
+    assert "do not vary" in found.record.kept["2"]
+    assert any("the inputs of 2 are the same everywhere" in sentence for sentence in found.record.warnings)
+
+
+def test_a_skewed_set_is_warned_of_while_outputs_are_centred() -> None:
+    torch.manual_seed(0)
+    module, heads = nn.Sequential(nn.Linear(4, 4)), [torch.eye(4)]
+    with torch.no_grad():
+        module[0].weight.copy_(torch.eye(4))
+        module[0].bias.zero_()
+    data = 5 * torch.eye(4)[torch.arange(80) % 4] + 0.1 * torch.randn(80, 4)
+    found = calibrated(module, [module], None, [data], centre=True, heads=heads)
+    assert not found.record.warnings and found.record.shares == pytest.approx([0.25] * 4, abs=0.02)
+    skewed = torch.cat([data[data.argmax(dim=1) == 0].repeat(10, 1), data])
+    found = calibrated(module, [module], None, [skewed], centre=True, heads=heads)
+    assert "far from equally frequent" in found.record.warnings[0]
+    assert not calibrated(module, [module], None, [skewed], centre=False, heads=heads).record.warnings
+
+
+def nan_model() -> nn.Module:
+    module = build("resnet")
+    with torch.no_grad():
+        module.layer2[0].conv1.weight[0] = float("nan")
+    return module
+
+
+REFUSED = {
+    "ridge must be above 0": {"ridge": 0.0},
+    "columns must be at least 1": {"columns": 0},
+    "last_layer 'sum' is not known": {"last_layer": "sum"},
+    "'heads' needs the task models' heads": {"last_layer": "heads"},
+    "2 heads for 1 task models": {"heads": [torch.ones(2, 5), torch.ones(2, 5)]},
+    "one matrix .*they are \\[2\\]": {"heads": [torch.ones(2)]},
+    "heads read 7 outputs .*shape \\[16, 5\\]": {"last_layer": "heads", "heads": [torch.ones(2, 7)]},
+    "no calibration inputs": {"data": []},
+    "no task models": {"modules": []},
+    "task models' values at layer2.0.conv1 hold NaN": {"modules": [nan_model()]},
+    "merged model's inputs of conv1 hold NaN": {"data": [torch.full((8, 1, 8, 8), torch.nan)]},
+    "all batches must have one shape": {"data": [torch.randn(4, 1, 8, 8), torch.randn(4, 1, 6, 6)]},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_does_not_fit_is_refused_in_one_sentence(message: str) -> None:
+    given: dict[str, Any] = {"modules": [build("resnet")], "data": batches("resnet", 16)} | REFUSED[message]
+    with pytest.raises(InputError, match=message):
+        calibrated(build("resnet"), given.pop("modules"), None, given.pop("data"), **given)
+
+
+def test_models_of_other_shapes_and_alignments_of_other_numbers_are_refused() -> None:
+    module, other, alignment = twins("resnet")
+    wider = MODELS["resnet"][0]()
+    wider.linear = nn.Linear(16, 7)
+    with pytest.raises(InputError, match=r"'linear.weight' has the shape \[5, 16\] in the merged model.*\[7, 16\]"):
+        calibrated(module, [wider], None, batches("resnet", 8))
+    with pytest.raises(InputError, match="1 task models, but the alignment is of 2"):
+        calibrated(module, [other], alignment, batches("resnet", 8))
+
+
+@pytest.mark.parametrize(("options", "message"), [({"centre": True}, "has no bias"), ({}, "")])
+def test_a_last_layer_without_bias_cannot_be_centred(options: dict[str, Any], message: str) -> None:
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3, bias=False))
+    if message:
+        with pytest.raises(InputError, match=message):
+            calibrated(module, [module], None, [torch.randn(20, 4)], **options)
+    else:
+        assert calibrated(module, [module], None, [torch.randn(20, 4)]).record.layers[-1].name == "2"
+
+
+def test_a_model_without_a_last_linear_layer_can_be_refit_but_not_centred() -> None:
+    module = nn.Sequential(nn.Linear(4, 8), nn.LogSoftmax(dim=1))
+    with pytest.raises(InputError, match="no linear layer or convolution gives the model's output"):
+        calibrated(module, [module], None, [torch.randn(20, 4)], centre=True)
+    assert len(calibrated(module, [module], None, [torch.randn(20, 4)], last_layer=None).record.layers) == 1
