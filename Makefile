@@ -55,6 +55,12 @@ data: $(DATA_READY) ## make the shipped data set again, from the hub or from Deb
 zoo: data ## train the shipped checkpoints again (minutes)
 	python -m flows.train_zoo
 
+text-zoo: $(DATA_READY) ## train the text models, fine-tunings of MiniLM (four CPU-minutes, once)
+	python -m flows.train_text_zoo
+
+text: text-zoo ## merge the text models (params/text.yaml)
+	python -m flows.merge_and_evaluate --params params/text.yaml
+
 clean-cache: $(READY) ## remove what no run has used for 30 days (CACHE="--keep 10GB": or for its size), and say what is left
 	@python -m flows.clean_cache $(CACHE)
 
@@ -77,4 +83,4 @@ $(DATA_READY): $(READY)
 	@python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[data]"
 	@touch $@
 
-.PHONY: help merge test fuzz chaos lint ui server deploy worker bench data zoo clean-cache sync clean
+.PHONY: help merge test fuzz chaos lint ui server deploy worker bench data zoo text-zoo text clean-cache sync clean

@@ -30,7 +30,7 @@ from mergeline.alignment.search import Matcher
 from mergeline.alignment.solve import Space, solve
 from mergeline.calibration.normalization import reset_normalization
 from mergeline.checkpoints.readers import open_checkpoint
-from mergeline.evaluation.datasets import LabelledImages, load_images
+from mergeline.evaluation.datasets import LabelledExamples, load_images
 from mergeline.evaluation.metrics import accuracy, ensemble_probabilities, predict_logits
 from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
 from mergeline.matching.match import Method
@@ -51,7 +51,7 @@ Scores = tuple[float, float]
 
 
 @cache
-def test_pictures() -> tuple[LabelledImages, Tensor]:
+def test_pictures() -> tuple[LabelledExamples, Tensor]:
     """The test pictures and the label prototypes."""
     pictures = load_images(DATASET, "test", where={"domain": "clean"})
     return pictures, load_prototypes(DATASET / "prototypes.safetensors").rows
@@ -59,7 +59,7 @@ def test_pictures() -> tuple[LabelledImages, Tensor]:
 
 def draws(count: int) -> list[Tensor]:
     """Disjoint random parts of the calibration pictures."""
-    images = load_images(DATASET, "calibration", where={"domain": "clean"}).images
+    images = load_images(DATASET, "calibration", where={"domain": "clean"}).inputs
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     return [images[part] for part in order.chunk(count)]
 
@@ -73,7 +73,7 @@ def load(states: Mapping[str, Tensor]) -> nn.Module:
 def scores(modules: Sequence[nn.Module]) -> Scores:
     """How good a model, or the ensemble of several, is at telling all classes apart and those of each task."""
     pictures, prototypes = test_pictures()
-    logits = [prototype_logits(predict_logits(module, pictures.images), prototypes) for module in modules]
+    logits = [prototype_logits(predict_logits(module, pictures.inputs), prototypes) for module in modules]
     joint = accuracy(ensemble_probabilities(logits), pictures.labels).value
     tasks = [accuracy(ensemble_probabilities(logits, task), pictures.labels, task).value for task in TASKS]
     return 100 * joint, 100 * mean(tasks)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mergeline.balancing.variants import VariantName
 from mergeline.calibration.normalization import reset_normalization
-from mergeline.evaluation.datasets import LabelledImages, load_images
+from mergeline.evaluation.datasets import LabelledExamples, load_images
 from mergeline.evaluation.metrics import accuracy, predict_logits
 from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
 from mergeline.merging.engine import merge, method_statistics
@@ -47,7 +47,7 @@ Scores = tuple[float, float]
 
 
 @cache
-def pictures(split: str, domain: str) -> LabelledImages:
+def pictures(split: str, domain: str) -> LabelledExamples:
     return load_images(DATASET, split, where={"domain": domain})
 
 
@@ -59,13 +59,13 @@ class Team:
         self.base = str(zoo / f"{base}.safetensors")
         self.models = [str(zoo / f"{name}.safetensors") for name in self.tasks]
         self.prototypes = load_prototypes(DATASET / "prototypes.safetensors").rows
-        self.batches = pictures("calibration", self.domain).images.split(100)
+        self.batches = pictures("calibration", self.domain).inputs.split(100)
 
     def scores(self, state: Mapping[str, Tensor], split: str) -> Scores:
         module = resnet(**SMALL)
         module.load_state_dict(state)
         reset, data = reset_normalization(module, self.batches), pictures(split, self.domain)
-        logits = prototype_logits(predict_logits(reset, data.images), self.prototypes)
+        logits = prototype_logits(predict_logits(reset, data.inputs), self.prototypes)
         tasks = [accuracy(logits, data.labels, task).value for task in self.tasks.values()]
         return 100 * mean(tasks), 100 * accuracy(logits, data.labels).value
 

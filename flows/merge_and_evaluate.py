@@ -18,6 +18,7 @@ from tasks.evidence import collector
 from tasks.exporting import export_model
 from tasks.families import represent_family
 from tasks.findings import Aligned, map_similarity
+from tasks.heads import take_head
 from tasks.job import Job
 from tasks.landscape import draw_landscape, lay_plane, measure_losses
 from tasks.merging import (
@@ -55,14 +56,19 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
     merged, coefficients = merge_rows(job, rows, merges, progress)
     calibrated = {RESULT: reset_normalization.submit(**job.reset(merged[RESULT]))} if job.calibrates else {}
     statistics = {
-        domain.name: measure_normalization.submit(**job.calibrated(merged[RESULT], domain)) for domain in job.domains
+        domain.name: measure_normalization.submit(**job.calibrated(merged[RESULT], domain))
+        for domain in job.calibrated_domains
     }
     measured = {name: row for name, row in rows.items() if plan.tasks}
-    scores = {name: evaluate.submit(**job.evaluation(row, checkpoints, merged)) for name, row in measured.items()}
+    scores = {
+        name: evaluate.submit(**job.evaluation(row, checkpoints, merged, alignment=alignment))
+        for name, row in measured.items()
+    }
     rows_measured = list(progress.results("evaluate", scores).values())
     comparison = Comparison(plan=plan.name, rows=rows_measured, specialists=plan.specialists)
     normalization = progress.results("normalise", statistics)
     model = (merged | progress.results("normalise", calibrated))[RESULT]
+    heads = {task: take_head.submit(**call) for task, call in job.heads_to_publish(checkpoints, alignment).items()}
     programs = {kind: export_model.submit(**call) for kind, call in job.exports(model).items()}
     seen = {"maps": map_similarity.submit(**aligned.mapped(plan.align))} if aligned and plan.align else {}
     if competes(plan.merge) and RESULT in coefficients:
@@ -75,6 +81,7 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
         coefficients=coefficients.get(RESULT),
         model=model,
         normalization=normalization,
+        heads=progress.results("head", heads),
         exports=progress.results("export", programs),
         findings=progress.results("report", seen),
         landscape=survey_landscape(surveyed, progress) if surveyed else None,
@@ -172,7 +179,9 @@ def search_balance(
     merged, _ = merge_rows(job, rows, merges, progress)
     named = {row.name: merged[balance] for balance, row in rows.items()}
     evaluations = {
-        balance: evaluate.submit(**job.evaluation(row, checkpoints, named, job.domains_on(search.split)))
+        balance: evaluate.submit(
+            **job.evaluation(row, checkpoints, named, job.domains_on(search.split), alignments[balance])
+        )
         for balance, row in rows.items()
     }
     scores = job.search_scores(search, progress.results("search", evaluations))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mergeline.evaluation.kinds import is_answered_by_ensembles
 from mergeline.plan import Merge, Plan
 
 
@@ -79,7 +80,7 @@ def _task_models(plan: Plan) -> Iterator[Row]:
 
 
 def _task_models_reset(plan: Plan) -> Iterator[Row]:
-    for model in plan.task_models:
+    for model in plan.task_models if plan.calibration else ():
         yield Row(name=f"{model.name}-reset", label=f"{model.name}, reset", kind="model", members=(model.name,))
 
 
@@ -90,7 +91,8 @@ def _bases(plan: Plan) -> Iterator[Row]:
 
 def _ensemble(plan: Plan) -> Iterator[Row]:
     names = tuple(model.name for model in plan.task_models)
-    yield Row(name="ensemble", label=f"ensemble of {len(names)}", kind="ensemble", members=names)
+    if all(is_answered_by_ensembles(task.kind) for task in plan.tasks):
+        yield Row(name="ensemble", label=f"ensemble of {len(names)}", kind="ensemble", members=names)
 
 
 def _average(plan: Plan) -> Iterator[Row]:

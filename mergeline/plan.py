@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from mergeline.evaluation.kinds import is_classification, label_space, share_labels
 from mergeline.plan_data import Calibration, Dataset, Section, Task
 from mergeline.redaction import redact, redact_path
 
@@ -344,6 +345,24 @@ class Plan(Section):
     def specialists(self) -> dict[str, str]:
         """Task -> the task model that was trained for it; tasks outside are not among them."""
         return {task.name: task.checkpoint for task in self.tasks if task.checkpoint is not None}
+
+    @property
+    def heads(self) -> list[str]:
+        """The parts of the module that are not merged, because tasks take them from their own checkpoints."""
+        return sorted({task.head for task in self.tasks if task.head is not None})
+
+    @property
+    def joint_tasks(self) -> list[Task]:
+        """The classifications whose classes joint accuracy tells apart; none where they have no label space in common.
+
+        Tasks outside and tasks of other kinds are not among them.
+        """
+        asked = [task for task in self.tasks if task.checkpoint is not None and is_classification(task.kind)]
+        spaces = [
+            label_space(task.kind, task.head, task.dataset, str(self.datasets[task.dataset].prototypes))
+            for task in asked
+        ]
+        return asked if share_labels(spaces) else []
 
     @property
     def from_start(self) -> bool:

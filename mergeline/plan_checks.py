@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mergeline.errors import InputError, nearest
-from mergeline.evaluation.sources import splits_of
+from mergeline.evaluation.kinds import has_loss, is_classification
+from mergeline.evaluation.sources import splits_of, tokenizer_file
 from mergeline.merging import registry
 from mergeline.merging.patterns import pattern_faults
 from mergeline.plan import INITIAL, Merge
+from mergeline.plan_kinds import kind_faults, kind_of
 from mergeline.plan_surroundings import address_faults, architecture_faults, class_faults, column_faults, output_faults
 from mergeline.search.space import check_searchable
 
@@ -23,6 +25,7 @@ def reference_faults(raw: dict[str, Any]) -> Iterator[str]:
     yield from _checkpoint_faults(checkpoints)
     yield from _dataset_faults(raw)
     yield from _task_faults(raw, checkpoints)
+    yield from kind_faults(raw, _entries(raw, "tasks"))
     yield from _merge_faults(raw.get("merge") or {}, checkpoints)
     yield from _evidence_faults(raw, checkpoints)
     yield from _align_faults(raw)
@@ -83,8 +86,13 @@ def _dataset_faults(raw: dict[str, Any]) -> Iterator[str]:
             continue
         if entry.get("path") is not None and not Path(str(entry["path"])).is_dir():
             yield f"datasets.{name}.path: the folder '{entry['path']}' does not exist"
-        if "prototypes" in entry and not Path(str(entry["prototypes"])).is_file():
+        if entry.get("prototypes") is not None and not Path(str(entry["prototypes"])).is_file():
             yield f"datasets.{name}.prototypes: the file '{entry['prototypes']}' does not exist"
+        if entry.get("tokenizer") is not None:
+            try:
+                tokenizer_file(Path(str(entry["tokenizer"])))
+            except InputError as fault:
+                yield f"datasets.{name}.tokenizer: {fault}"
     calibration = raw.get("calibration")
     if isinstance(calibration, dict):
         yield from _split_faults("calibration", calibration, datasets, "calibration")
@@ -229,6 +237,9 @@ def _evidence_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> 
         return
     tasks, bases = [task for task in _entries(raw, "tasks") if not _is_outside(task)], _base_names(checkpoints)
     measured = {str(task.get("checkpoint")) for task in tasks}
+    for i, task in enumerate(_entries(raw, "tasks")):
+        if not _is_outside(task) and not is_classification(kind_of(task)):
+            yield f"tasks[{i}].kind: '{name}' weighs models by classifications, and this is none; choose another method"
     for i, model in enumerate(_names(checkpoints)):
         if model not in bases | measured:
             yield f"checkpoints[{i}]: '{name}' weighs models by data of their tasks, and no task names '{model}'"
@@ -249,9 +260,12 @@ def _landscape_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) ->
     landscape, align = raw.get("landscape"), raw.get("align")
     if not isinstance(landscape, dict):
         return
-    tasks = [task for task in _entries(raw, "tasks") if not _is_outside(task)]
+    tasks = [task for task in _entries(raw, "tasks") if not _is_outside(task) and has_loss(kind_of(task))]
     if not tasks:
-        yield "landscape: there are no tasks, so there is no loss to show; name at least one, or leave landscape out"
+        yield (
+            "landscape: no task is a classification or a causal_lm that a model was trained for, so there is no loss "
+            "to show; name one, or leave landscape out"
+        )
     if isinstance(align, dict) and align.get("method") == "zip" and len(_families(checkpoints)) > 1:
         yield (
             "landscape: align.method zip merges units, so before the merge no two models have a common unit order to "
@@ -274,10 +288,12 @@ def _landscape_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) ->
 def _missing_sections(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iterator[str]:
     """Sections that a merge alone does not need, but an evaluation or an alignment does."""
     families = _families(checkpoints)
+    needs = {"architecture": bool(raw.get("tasks"))}
+    needs["calibration"] = any(is_classification(kind_of(task)) for task in _entries(raw, "tasks"))
     for section in ("architecture", "calibration"):
         if raw.get(section) is not None:
             continue
-        if raw.get("tasks"):
+        if needs[section]:
             yield f"{section}: is missing; the models of `tasks` are evaluated with it"
         elif raw.get("align", {}) is not None and len(families) > 1:
             yield f"{section}: is missing; models of different bases are aligned by it (align: null merges them as is)"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from mergeline.errors import nearest
+from mergeline.evaluation.kinds import KINDS, is_function, metrics_of
 from mergeline.evaluation.score import MetricName
 
 
@@ -17,7 +20,7 @@ class Section(BaseModel):
 
 
 class Dataset(Section):
-    """Splits with images and labels, and the prototypes of the classes: a folder, or a repository of the Hub."""
+    """Splits of labelled images or texts, and the prototypes of the classes: a folder, or a repository of the Hub."""
 
     path: Path | None = Field(
         default=None,
@@ -35,7 +38,18 @@ class Dataset(Section):
     label_column: str = "label"
     mean: float = Field(default=0.0, allow_inf_nan=False, description="subtracted from pixels in 0..1")
     std: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="pixels are divided by it")
-    prototypes: Path = Field(description="safetensors file with one embedding per class")
+    text_column: str | None = Field(default=None, description="in place of images: the column that holds texts")
+    tokenizer: Path | None = Field(
+        default=None, description="what makes tokens of texts: a tokenizer.json, or the folder of a checkpoint with one"
+    )
+    target_column: str = Field(
+        default="target", description="of seq2seq tasks: the column of the texts that are wanted"
+    )
+    max_length: int = Field(default=128, gt=0, description="tokens; longer texts are cut")
+    prototypes: Path | None = Field(
+        default=None,
+        description="safetensors file with one embedding per class, for tasks that are judged against them",
+    )
 
     @model_validator(mode="after")
     def _lies_in_one_place(self) -> Self:
@@ -43,6 +57,16 @@ class Dataset(Section):
             raise ValueError("name either a folder (path) or a repository of the Hub (hub)")
         if (self.hub is None) != (self.revision is None):
             raise ValueError("a repository of the Hub (hub) needs the full commit (revision), and a folder has none")
+        return self
+
+    @model_validator(mode="after")
+    def _holds_images_or_texts(self) -> Self:
+        if (self.text_column is None) != (self.tokenizer is None):
+            raise ValueError("texts (text_column) need a tokenizer, and images have none")
+        fields = {name: type(self).model_fields[name].default for name in ("image_column", "mean", "std")}
+        pictured = [name for name, default in fields.items() if getattr(self, name) != default]
+        if self.text_column is not None and pictured:
+            raise ValueError(f"{pictured[0]} is about images, text_column about texts; leave one of them out")
         return self
 
     @property
@@ -69,15 +93,46 @@ class Task(Section):
         description="the task model that was trained for this task; null: none was (out of domain), so it is measured "
         "and shown apart, and counts in no mean",
     )
+    kind: str = Field(
+        default="prototypes",
+        description="how a model answers: the nearest of the dataset's label prototypes; its own last layer (head); "
+        "the next token (causal_lm, a module of transformers); text from text (seq2seq); or module:function",
+    )
+    head: str | None = Field(
+        default=None,
+        pattern=r"^\w+(\.\w+)*$",
+        description="kind head: the part of the module that is not merged, but taken from the task's own checkpoint; "
+        "null: the last layer is merged like everything else",
+    )
     dataset: str
     split: str = "test"
     where: dict[str, str] = Field(default={}, description="keep the rows whose columns have these values")
-    classes: list[Annotated[int, Field(ge=0)]] = Field(
-        min_length=2, description="the answers that are possible in this task"
+    classes: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None,
+        min_length=2,
+        description="the answers that are possible in this classification; null: all that the head has",
     )
+    max_new_tokens: int = Field(default=64, gt=0, description="kind seq2seq: how many tokens are generated at most")
     metric: MetricName = Field(
-        default="accuracy", description="share of right answers, mean recall of the classes, or mean F1 of the classes"
+        default="accuracy",
+        description="of classifications: share of right answers, mean recall or mean F1 of the classes; of other kinds "
+        "the metric that fits them, which is their default",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _measured_as_its_kind_is(cls, given: Any) -> Any:
+        """Where no metric is named, it is the first that fits the kind."""
+        if isinstance(given, dict) and "metric" not in given and (fitting := metrics_of(str(given.get("kind")))):
+            return given | {"metric": fitting[0]}
+        return given
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: str) -> str:
+        if kind in KINDS or (is_function(kind) and re.fullmatch(r"[\w.]+:\w+", kind)):
+            return kind
+        raise ValueError(f"no such kind of task; write {', '.join(KINDS)}, or module:function{nearest(kind, KINDS)}")
 
     @property
     def domain(self) -> str:

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 
 from mergeline.checkpoints.files import SUFFIXES, checkpoint_files, is_index
 from mergeline.errors import InputError, nearest
+from mergeline.evaluation.kinds import PROTOTYPES
+from mergeline.evaluation.kinds import columns_of as fields_of_columns
 from mergeline.evaluation.sources import columns_of, values_of
 from mergeline.redaction import unset
 
@@ -59,7 +61,9 @@ def column_faults(place: str, entry: dict[str, Any], dataset: dict[str, Any], na
         kind = {".parquet": "a Parquet", ".arrow": "an Arrow", ".csv": "a CSV"}[file.suffix]
         yield f"{place}.split: {file} is not {kind} file"
         return
-    for field in ("image_column", "label_column"):
+    for field in fields_of_columns(str(entry.get("kind", PROTOTYPES)), texts=dataset.get("text_column") is not None):
+        if field == "text_column" and dataset.get(field) is None:
+            continue  # reported by itself
         column = str(dataset.get(field, field.removesuffix("_column")))
         if column not in columns:
             yield f"datasets.{name}.{field}: {file} has no column '{column}'{nearest(column, columns, listed=True)}"

@@ -23,7 +23,7 @@ class Measured:
 
     tasks: Mapping[str, Score]
     mean: Score
-    joint: Score
+    joint: Score | None
     own: Mapping[str, Score]
     data: str = ""
     outside: Mapping[str, Score] = field(default_factory=dict)
@@ -52,8 +52,8 @@ def measured(comparison: Comparison, specialists: Mapping[str, str], data: str =
 
 
 def difference(one: Score, other: Score) -> tuple[float, float]:
-    """one - other, and the standard error of that."""
-    return one.value - other.value, hypot(one.standard_error, other.standard_error)
+    """How much better one is than the other, and the standard error of that."""
+    return one.goodness - other.goodness, hypot(one.standard_error, other.standard_error)
 
 
 def judge(gates: Promotion, candidate: Measured, champion: Measured | None) -> list[Verdict]:
@@ -76,7 +76,7 @@ def _floors(gates: Promotion, candidate: Measured) -> Iterator[Verdict]:
             yield Verdict(gate, False, nan, f"{task} was not measured")
             continue
         excess = score.value - floor
-        yield Verdict(gate, excess >= 0, excess, f"{score} is {_by(excess)} the floor of {100 * floor:.1f}")
+        yield Verdict(gate, excess >= 0, excess, f"{score} is {_by(excess, score)} the floor of {100 * floor:.1f}")
 
 
 def _drops(gates: Promotion, candidate: Measured) -> Iterator[Verdict]:
@@ -92,7 +92,10 @@ def _drops(gates: Promotion, candidate: Measured) -> Iterator[Verdict]:
         excess = gain + gates.max_drop
         allowed = f"the least allowed, {own} of its own model less {100 * gates.max_drop:.1f}"
         yield Verdict(
-            gate, excess >= -gates.standard_errors * error, excess, f"{score} is {_by(excess)} {allowed} (±{_p(error)})"
+            gate,
+            excess >= -gates.standard_errors * error,
+            excess,
+            f"{score} is {_by(excess, score)} {allowed} (±{_p(error, score)})",
         )
 
 
@@ -103,18 +106,24 @@ def _against(gates: Promotion, candidate: Measured, champion: Measured | None) -
         yield Verdict("champion", False, nan, "the champion was measured on other tasks or data, so nothing compares")
         return
     score, other = getattr(candidate, gates.score), getattr(champion, gates.score)
+    if score is None or other is None:
+        yield Verdict(
+            "champion", False, nan, f"there is no {gates.score} accuracy over these tasks, so nothing compares"
+        )
+        return
     excess, error = difference(score, other)
     margin = gates.standard_errors * error
     passed = excess > margin if gates.champion == "better" else excess >= -margin
-    chance = f"{gates.standard_errors:g} standard errors of the difference ({_p(margin)})"
+    chance = f"{gates.standard_errors:g} standard errors of the difference ({_p(margin, score)})"
     rule = f"more than {chance} are asked for" if gates.champion == "better" else f"up to {chance} count as chance"
-    sentence = f"{gates.score} {score} is {_by(excess)} the champion's {other}; {rule}"
+    sentence = f"{gates.score} {score} is {_by(excess, score)} the champion's {other}; {rule}"
     yield Verdict("champion", passed, excess, sentence)
 
 
-def _by(excess: float) -> str:
-    return f"{_p(abs(excess))} {'below' if excess < 0 else 'above'}"
+def _by(excess: float, score: Score) -> str:
+    below, above = ("below", "above") if score.measure == "share" else ("worse than", "better than")
+    return f"{_p(abs(excess), score)} {below if excess < 0 else above}"
 
 
-def _p(share: float) -> str:
-    return f"{100 * share:.1f}"
+def _p(number: float, score: Score) -> str:
+    return f"{score.scale * number:.{1 if score.measure == 'share' else 3}f}"

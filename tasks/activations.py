@@ -23,6 +23,6 @@ def collect_activations(
     from mergeline.similarity.activation import activation_moments, stack_moments
 
     modules = [architecture.load(reader) for reader in open_artifacts(families)]
-    batches = calibration.load().images.split(batch_size)
+    batches = calibration.load().inputs.split(batch_size)
     moments = activation_moments(modules, load_symmetry(symmetry), batches)
     return put_file(lambda path: save_file(stack_moments(moments), path), ".safetensors", "moments")

@@ -21,25 +21,29 @@ if TYPE_CHECKING:
 
 
 class ArchitectureSpec(BaseModel):
-    """How to build the module; `code` is the version of the factory's source, so that editing it reruns the stages."""
+    """How to build the module; `code` is the version of the factory's source, so that editing it reruns the stages.
+
+    heads: parts of it that belong to single tasks, and whose shapes are those of each checkpoint.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     factory: str
     kwargs: dict[str, Any]
     code: str
+    heads: list[str] = []
 
     def load(self, checkpoint: Reader) -> nn.Module:
         """The module with the tensors of a checkpoint, in eval mode."""
         from mergeline.models.load import load_model
 
-        return load_model(self.factory, self.kwargs, checkpoint)
+        return load_model(self.factory, self.kwargs, checkpoint, self.heads)
 
 
-def specify(architecture: Architecture) -> ArchitectureSpec:
-    """The part of the plan's architecture that stages depend on."""
+def specify(architecture: Architecture, heads: list[str]) -> ArchitectureSpec:
+    """The part of the plan's architecture that stages depend on. heads: `Plan.heads`."""
     return ArchitectureSpec(
-        factory=architecture.factory, kwargs=architecture.kwargs, code=_version(architecture.factory)
+        factory=architecture.factory, kwargs=architecture.kwargs, code=_version(architecture.factory), heads=heads
     )
 
 
@@ -53,13 +57,13 @@ def prove_symmetry(
     from mergeline.symmetry.text import read_symmetry
     from mergeline.symmetry.verify import proved
 
-    module, images = build_model(architecture.factory, architecture.kwargs), inputs.load().images[:2]
+    module, example = build_model(architecture.factory, architecture.kwargs), inputs.load().inputs[:2]
     if rule is None:
-        symmetry = derive_symmetry(module, (images,))
+        symmetry = derive_symmetry(module, (example,))
     elif _is_file(rule):
-        symmetry = proved(read_symmetry(Path(rule)), module, (images,))
+        symmetry = proved(read_symmetry(Path(rule)), module, (example,))
     else:
-        symmetry = proved(import_function(rule, "architecture.symmetry")(module), module, (images,))
+        symmetry = proved(import_function(rule, "architecture.symmetry")(module), module, (example,))
     return put_file(lambda path: path.write_text(symmetry.to_yaml()), ".yaml", "symmetry")
 
 

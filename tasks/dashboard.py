@@ -49,13 +49,15 @@ def show_outcome(plan: Plan, outcome: Outcome) -> Outcome:
     """The table and the links of a run that was published; returns the outcome."""
     from prefect.artifacts import create_link_artifact
 
+    from mergeline.report.table import words_of
+
     with _never_mind("the result"):
         report = (plan.output / "report.html").resolve()
         create_link_artifact(report.as_uri(), str(report), key=artifact_key(plan.name, "report"))
         if page := pages(outcome.recorded).get("MLflow"):
             create_link_artifact(page, "the run in MLflow", key=artifact_key(plan.name, "mlflow"))
         if outcome.comparison.rows:
-            about = f"{plan.name}: accuracy in % ± standard error; published into {plan.output}"
+            about = f"{plan.name}: {words_of(outcome.comparison)} ± standard error; published into {plan.output}"
             show_table(plan.name, "result", table(outcome.comparison), about)
     return outcome
 

@@ -1,4 +1,4 @@
-"""Stage: the scenario's data sets and label prototypes, from Fashion-MNIST as published. Nothing is cached."""
+"""Stage: the shipped data sets and label prototypes, from what they are made of. Nothing is cached."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,4 +39,29 @@ def write_prototypes(output: Path) -> Path:
 
     file = output / "prototypes.safetensors"
     save_prototypes(encode_class_names(CLASS_NAMES), file)
+    return file
+
+
+@task
+def write_package_splits(index: Path | None, output: Path) -> list[Path]:
+    """One Parquet file per split of the packages in a saved index, or in that of this machine."""
+    from mergeline.evaluation import debian_packages
+
+    packages = debian_packages.read_index(index.read_text() if index else debian_packages.dump_index())
+    files = []
+    output.mkdir(parents=True, exist_ok=True)
+    for name, examples in debian_packages.choose_examples(packages).items():
+        files.append(output / f"{name}.parquet")
+        debian_packages.as_dataset(examples).to_parquet(files[-1])
+    return files
+
+
+@task
+def write_package_prototypes(output: Path) -> Path:
+    """The embeddings of the names of all tasks' classes."""
+    from mergeline.evaluation.debian_packages import CLASS_NAMES, prompts
+    from mergeline.evaluation.prototypes import encode_prompts, save_prototypes
+
+    file = output / "prototypes.safetensors"
+    save_prototypes(encode_prompts(CLASS_NAMES, prompts()), file)
     return file

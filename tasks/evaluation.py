@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
-
 from mergeline.errors import InputError
-from mergeline.evaluation.score import MetricName, Score
+from mergeline.evaluation.score import Score
 from mergeline.report.result import RowScores
 from tasks.architecture import ArchitectureSpec
 from tasks.checkpoints import open_artifacts
-from tasks.inputs import DataSlice
+from tasks.domains import Answers, Domain, Heads
+from tasks.merging import MergeInputs
 from tasks.normalization import calibrated
 from tasks.policy import stage
 from tasks.store import ArtifactRef
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-
-class Question(BaseModel):
-    """What a task asks of a slice of data. outside: no model was trained for it, so it counts in no mean."""
-
-    model_config = ConfigDict(frozen=True)
-
-    classes: list[int]
-    metric: MetricName = "accuracy"
-    outside: bool = False
-
-
-class Domain(BaseModel):
-    """One slice of the data: the examples that measure, the calibration inputs, and the tasks that look at it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    examples: DataSlice
-    calibration: DataSlice
-    prototypes: ArtifactRef
-    tasks: dict[str, Question]
+    from torch import nn
 
 
 @stage("evaluate")
@@ -49,72 +27,82 @@ def evaluate(
     models: list[ArtifactRef],
     architecture: ArchitectureSpec,
     domains: list[Domain],
-    classes: list[int],
+    classes: list[int] | None,
     reset: bool,
-    calibration_batch: int,
+    calibration_batch: int | None,
     batch_size: int,
+    heads: dict[str, MergeInputs],
 ) -> RowScores:
     """Measure one row of the table; several models are an ensemble of their probabilities.
 
-    classes: those of all tasks together, for joint accuracy. reset: measure the normalisation statistics of every model
-    anew on each domain's own calibration data.
+    classes: those of all tasks together, for joint accuracy; None: all that there are; []: there is no such accuracy.
+    reset: measure the normalisation statistics of every model anew on each domain's own calibration data.
+    heads: task -> the model whose head answers it, for tasks that have one of their own.
     """
     from prefect.logging import get_run_logger
 
     for domain in domains:
-        domain.examples.load()  # first: it imports what the stages that run beside this one import too
+        domain.prepare()  # first: it imports what the stages that run beside this one import too
     modules = [architecture.load(reader) for reader in open_artifacts(models)]
-    row = measure(modules, domains, classes, calibration_batch if reset else None, batch_size, name=name, label=label)
-    get_run_logger().info("%s: mean of tasks %s %%, joint %s %%", label, row.mean, row.joint)
+    row = measure(
+        modules,
+        domains,
+        classes,
+        calibration_batch if reset else None,
+        batch_size,
+        name=name,
+        label=label,
+        heads=read_heads(domains, heads),
+    )
+    joint = f", joint {row.joint} %" if row.joint else ""
+    get_run_logger().info("%s: mean of tasks %s%s%s", label, row.mean, row.mean.unit, joint)
     return row
+
+
+def read_heads(domains: list[Domain], heads: Mapping[str, MergeInputs]) -> Heads:
+    """Task -> the tensors of its own head, for those that have one."""
+    from mergeline.checkpoints.heads import head_tensors
+
+    asked = {task: one.head for domain in domains for task, one in domain.tasks.items() if one.head is not None}
+    return {task: head_tensors(heads[task].open()[0][0], head) for task, head in asked.items()}
 
 
 def measure(
     modules: list[nn.Module],
     domains: list[Domain],
-    classes: list[int],
+    classes: list[int] | None,
     calibration_batch: int | None,
     batch_size: int,
     *,
     name: str,
     label: str,
+    heads: Heads | None = None,
 ) -> RowScores:
     """The scores of modules in memory; calibration_batch: None leaves their normalisation statistics as they are."""
-    examples = [domain.examples.load() for domain in domains]
-    from mergeline.evaluation.metrics import accuracy, ensemble_probabilities, mean_score, score_by
+    for domain in domains:
+        domain.prepare()
+    from mergeline.evaluation.metrics import mean_score
 
     tasks: dict[str, Score] = {}
     outside: dict[str, Score] = {}
     joint: list[Score] = []
-    for domain, measured in zip(domains, examples, strict=True):
+    for domain in domains:
         measuring = modules
-        if calibration_batch is not None:
+        if calibration_batch is not None and domain.calibration is not None:
             measuring = [calibrated(module, domain.calibration, calibration_batch) for module in modules]
+        answers = Answers(measuring, domain, batch_size, heads or {})
         try:
-            logits = [domain_logits(module, domain, batch_size) for module in measuring]
             for task, asked in domain.tasks.items():
-                probabilities = ensemble_probabilities(logits, asked.classes)
-                score = score_by(asked.metric, probabilities, measured.labels, asked.classes)
-                (outside if asked.outside else tasks)[task] = score
+                (outside if asked.outside else tasks)[task] = answers.score(task)
         except InputError as fault:
             raise InputError(f"{label}, measured on {', '.join(domain.tasks)}: {fault}") from fault
-        if not all(asked.outside for asked in domain.tasks.values()):
-            joint.append(accuracy(ensemble_probabilities(logits, classes), measured.labels, classes))
+        if classes != [] and domain.counts_in_joint:
+            joint.append(answers.joint(classes))
     return RowScores(
         name=name,
         label=label,
         tasks=tasks,
         mean=mean_score(list(tasks.values())),
-        joint=mean_score(joint),
+        joint=mean_score(joint) if joint else None,
         outside=outside,
     )
-
-
-def domain_logits(module: nn.Module, domain: Domain, batch_size: int) -> Tensor:
-    """Logits [n, c] of all classes for the examples of a domain; InputError for labels outside the classes."""
-    from mergeline.evaluation.metrics import check_labels, predict_logits
-    from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
-
-    examples, prototypes = domain.examples.load(), load_prototypes(domain.prototypes.path).rows
-    check_labels(examples.labels, len(prototypes), f"{domain.prototypes.metadata.get('source')} has prototypes of")
-    return prototype_logits(predict_logits(module, examples.images, batch_size), prototypes)

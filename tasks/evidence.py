@@ -20,34 +20,46 @@ if TYPE_CHECKING:
 
 
 class TaskData(BaseModel):
-    """What one task measures a model on: pictures, the prototypes of all classes, and those of the task."""
+    """What one task measures a model on: examples, the prototypes of all classes, and those of the task.
+
+    prototypes: None where the model's own last layer gives the logits. classes: None stands for all labels.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     examples: DataSlice
-    prototypes: ArtifactRef
-    classes: list[int]
+    prototypes: ArtifactRef | None
+    classes: list[int] | None
 
     def labelled(self, count: int | None, batch_size: int) -> list[tuple[Tensor, Tensor]]:
-        """Batches of pictures of the task's classes, labelled by their place among these; `count` batches, or all."""
+        """Batches of inputs of the task's classes, labelled by their place among these; `count` batches, or all."""
         examples = self.examples.load()
         from mergeline.evidence.batches import labelled_batches
 
-        return labelled_batches(examples.images, examples.labels, self.classes, count, batch_size)
+        return labelled_batches(examples.inputs, examples.labels, self._classes, count, batch_size)
 
-    def pictures(self, count: int | None, batch_size: int) -> list[Tensor]:
-        """Batches of pictures of any class."""
+    def unlabelled(self, count: int | None, batch_size: int) -> list[Tensor]:
+        """Batches of inputs of any class."""
         examples = self.examples.load()
         from mergeline.evidence.batches import spread
 
-        return list(spread(examples.images, count, batch_size).split(batch_size))
+        return list(spread(examples.inputs, count, batch_size).split(batch_size))
 
     def logits(self) -> Callable[[Tensor], Tensor]:
-        """Embeddings [b, d] -> logits [b, classes of the task]."""
+        """Outputs of the module [b, d] -> logits [b, classes of the task]."""
+        from mergeline.evaluation.heads import label_logits
         from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
 
+        classes = self._classes
+        if self.prototypes is None:
+            labels = len(self.examples.load().class_names)
+            return lambda outputs: label_logits(getattr(outputs, "logits", outputs), classes, labels)[:, classes]
         rows = load_prototypes(self.prototypes.path).rows
-        return lambda embeddings: prototype_logits(embeddings, rows)[:, self.classes]
+        return lambda embeddings: prototype_logits(embeddings, rows)[:, classes]
+
+    @property
+    def _classes(self) -> list[int]:
+        return list(range(len(self.examples.load().class_names))) if self.classes is None else self.classes
 
 
 @stage("collect-fisher")
@@ -81,10 +93,12 @@ def collect_grams(
 
     No labels are looked at.
     """
+    from mergeline.evaluation.tokens import attention_mask
     from mergeline.evidence.gram import gram_matrices
 
-    pictures = [batch for task in tasks for batch in task.pictures(batches, batch_size)]
-    return _put(gram_matrices(_module(model, architecture), pictures), "grams", name)
+    found = [batch for task in tasks for batch in task.unlabelled(batches, batch_size)]
+    attended = attention_mask if any(task.examples.has_texts for task in tasks) else None
+    return _put(gram_matrices(_module(model, architecture), found, attended=attended), "grams", name)
 
 
 def collector(merge: Merge) -> Task[..., ArtifactRef]:

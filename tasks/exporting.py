@@ -45,17 +45,17 @@ def export_model(
 
     found: list[float] = []
     with _alone():
-        images = calibration.load().images[:CHECKED_ON]
+        inputs = calibration.load().inputs[:CHECKED_ON]
         module = architecture.load(open_artifact(model))
         try:
             ref = put_file(
-                lambda path: found.append(export_module(kind, module, images, path)),
+                lambda path: found.append(export_module(kind, module, inputs, path)),
                 f".{FILES[kind].rpartition('.')[2]}",
                 "program",
             )
         except InputError as fault:
             return Exported(problem=str(fault))
-    return Exported(file=ref, input_shape=list(images.shape[1:]), difference=found[0])
+    return Exported(file=ref, input_shape=list(inputs.shape[1:]), difference=found[0])
 
 
 @contextmanager

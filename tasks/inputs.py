@@ -9,49 +9,114 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from mergeline.errors import InputError
 from tasks._env import state_directory
 from tasks.store import ArtifactRef, put_file, take_file
 
 if TYPE_CHECKING:
-    from mergeline.evaluation.datasets import LabelledImages
+    import datasets
+    from torch import Tensor
+
+    from mergeline.evaluation.datasets import LabelledExamples
     from mergeline.plan import Dataset
 
 
+class Images(BaseModel):
+    """How a column of images is read: (pixel in 0..1 - mean) / std."""
+
+    model_config = ConfigDict(frozen=True)
+
+    column: str
+    mean: float
+    std: float
+
+
+class Texts(BaseModel):
+    """How a column of texts is read: as tokens of a tokenizer, at most max_length."""
+
+    model_config = ConfigDict(frozen=True)
+
+    column: str
+    tokenizer: ArtifactRef
+    max_length: int
+
+
 class DataSlice(BaseModel):
-    """The rows of a Parquet file whose columns have the values of `where`, and how pictures are read from them."""
+    """The rows of a Parquet file whose columns have the values of `where`, and how inputs are made of them."""
 
     model_config = ConfigDict(frozen=True)
 
     file: ArtifactRef
     where: dict[str, str]
-    image_column: str
     label_column: str
-    mean: float
-    std: float
+    inputs: Images | Texts
 
-    def load(self) -> LabelledImages:
-        """Decode the pictures; several stages that look at the same slice decode it once.
+    @property
+    def has_texts(self) -> bool:
+        """Whether inputs are token ids and attention masks."""
+        return isinstance(self.inputs, Texts)
+
+    def load(self) -> LabelledExamples:
+        """Decode the inputs; several stages that look at the same slice decode it once.
 
         The first call also imports what reads and measures, before any stage does: the big libraries look at each
         other, and fail where they find one half imported by another thread.
         """
-        columns = (self.image_column, self.label_column)
+        rows = (self.file.path, tuple(self.where.items()), self.label_column)
         with _decoding:
             import mergeline.evaluation.metrics  # noqa: F401
 
-            return _load(self.file.path, tuple(self.where.items()), *columns, self.mean, self.std)
+            if isinstance(self.inputs, Texts):
+                texts = self.inputs
+                return _load_texts(*rows, texts.column, texts.tokenizer.path, texts.max_length)
+            return _load_images(*rows, self.inputs.column, self.inputs.mean, self.inputs.std)
+
+    def rows(self) -> datasets.Dataset:
+        """The rows as they lie in the file, with all columns."""
+        with _decoding:
+            from mergeline.evaluation.datasets import read_rows
+
+            return read_rows(self.file.path, self.where, ())
+
+    def texts(self, column: str) -> list[str]:
+        """The texts of a column."""
+        with _decoding:
+            from mergeline.evaluation.datasets import read_rows
+            from mergeline.evaluation.texts import texts_of
+
+            return texts_of(read_rows(self.file.path, self.where, (column,)), column, self.file.path)
+
+    @property
+    def tokenizer(self) -> ArtifactRef:
+        """What makes tokens of its texts. Raises InputError where it has none."""
+        if not isinstance(self.inputs, Texts):
+            raise InputError(f"{self.file.metadata.get('name')}: is no data set of texts (text_column, tokenizer)")
+        return self.inputs.tokenizer
+
+    def tokens(self) -> Tensor:
+        """Token ids and attention masks of its texts, [n, 2, length]; no labels are looked at."""
+        tokenizer = self.tokenizer
+        assert isinstance(self.inputs, Texts)
+        return _tokens(
+            self.file.path, tuple(self.where.items()), self.inputs.column, tokenizer.path, self.inputs.max_length
+        )
 
 
 def take_slice(dataset: Dataset, split: str, where: dict[str, str]) -> DataSlice:
     """Bring a split into the content store."""
     return DataSlice(
-        file=_take_split(dataset, split),
-        where=where,
-        image_column=dataset.image_column,
-        label_column=dataset.label_column,
-        mean=dataset.mean,
-        std=dataset.std,
+        file=_take_split(dataset, split), where=where, label_column=dataset.label_column, inputs=_read_as(dataset)
     )
+
+
+def _read_as(dataset: Dataset) -> Images | Texts:
+    from mergeline.evaluation.sources import tokenizer_file
+
+    if dataset.text_column is None or dataset.tokenizer is None:
+        return Images(column=dataset.image_column, mean=dataset.mean, std=dataset.std)
+    file = tokenizer_file(dataset.tokenizer)
+    tokenizer = take_file(file, "tokenizer", name=str(file), source=str(file))
+    return Texts(column=dataset.text_column, tokenizer=tokenizer, max_length=dataset.max_length)
 
 
 def _take_split(dataset: Dataset, split: str) -> ArtifactRef:
@@ -85,8 +150,10 @@ def _download(hub: str, revision: str, split: str, label_column: str, state: str
     return put_file(write, ".parquet", "dataset", name=f"{place}/{split}", source=place)
 
 
-def take_prototypes(dataset: Dataset) -> ArtifactRef:
-    """Bring the prototypes of a dataset's classes into the content store."""
+def take_prototypes(dataset: Dataset) -> ArtifactRef | None:
+    """Bring the prototypes of a dataset's classes into the content store, where it has some."""
+    if dataset.prototypes is None:
+        return None
     return take_file(dataset.prototypes, "prototypes", source=str(dataset.prototypes))
 
 
@@ -94,11 +161,30 @@ _decoding = Lock()
 
 
 @lru_cache(maxsize=16)
-def _load(
-    file: Path, where: tuple[tuple[str, str], ...], image_column: str, label_column: str, mean: float, std: float
-) -> LabelledImages:
+def _load_images(
+    file: Path, where: tuple[tuple[str, str], ...], label_column: str, image_column: str, mean: float, std: float
+) -> LabelledExamples:
     from mergeline.evaluation.datasets import read_images
 
     return read_images(
         file, where=dict(where), image_column=image_column, label_column=label_column, mean=mean, std=std
     )
+
+
+@lru_cache(maxsize=16)
+def _load_texts(
+    file: Path, where: tuple[tuple[str, str], ...], label_column: str, column: str, tokenizer: Path, max_length: int
+) -> LabelledExamples:
+    from mergeline.evaluation.texts import read_texts
+
+    columns = {"text_column": column, "label_column": label_column}
+    return read_texts(file, where=dict(where), tokenizer=tokenizer, max_length=max_length, **columns)
+
+
+@lru_cache(maxsize=16)
+def _tokens(file: Path, where: tuple[tuple[str, str], ...], column: str, tokenizer: Path, max_length: int) -> Tensor:
+    with _decoding:
+        from mergeline.evaluation.datasets import read_rows
+        from mergeline.evaluation.texts import texts_of, tokenize
+
+        return tokenize(texts_of(read_rows(file, dict(where), (column,)), column, file), tokenizer, max_length)

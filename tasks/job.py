@@ -9,14 +9,15 @@ from typing import Any
 
 from mergeline.comparison import Row, aligns
 from mergeline.errors import InputError
-from mergeline.plan import Align, BalanceSearch, Calibration, Checkpoint, Plan, Task
+from mergeline.evaluation.kinds import PROTOTYPES, SEQ2SEQ, is_function
+from mergeline.plan import Align, BalanceSearch, Calibration, Checkpoint, Dataset, Plan, Task
 from mergeline.report.result import RowScores
 from tasks.architecture import ArchitectureSpec, rule_version, specify
 from tasks.checkpoints import resolved, size_of
-from tasks.code_version import installed
-from tasks.evaluation import Domain, Question
+from tasks.code_version import code_version, installed
+from tasks.domains import Domain, Question
 from tasks.evidence import TaskData
-from tasks.inputs import DataSlice, take_prototypes, take_slice
+from tasks.inputs import DataSlice, Texts, take_prototypes, take_slice
 from tasks.merging import MergeInputs, evidence_of, merge_models
 from tasks.policy import at_hand
 from tasks.store import ArtifactRef
@@ -27,7 +28,7 @@ class Job:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._specified = specify(plan.architecture) if plan.architecture else None
+        self._specified = specify(plan.architecture, plan.heads) if plan.architecture else None
         self.domains = self.domains_on()
 
     @property
@@ -102,7 +103,31 @@ class Job:
             alignment=alignment if row.aligned else None,
             from_start=needs_base and from_start,
             vocabulary=row.merge.vocabulary,
+            heads=self.plan.heads,
         )
+
+    def heads(self, checkpoints: dict[str, ArtifactRef], alignment: ArtifactRef | None) -> dict[str, MergeInputs]:
+        """Task -> the model whose head answers it, in the unit order of the models that are given the head."""
+        families = {model.name: self.plan.families.index(model.base or model.name) for model in self.plan.task_models}
+        return {
+            task.name: MergeInputs(
+                models=[checkpoints[task.checkpoint]],
+                bases=[],
+                families=[families[task.checkpoint]],
+                alignment=alignment,
+            )
+            for task in self.plan.tasks
+            if task.head is not None and task.checkpoint is not None
+        }
+
+    def heads_to_publish(
+        self, checkpoints: dict[str, ArtifactRef], alignment: ArtifactRef | None
+    ) -> dict[str, dict[str, Any]]:
+        """Arguments of the stages that take the tasks' heads, as they fit the plan's own merge."""
+        named = {task.name: task.head for task in self.plan.tasks}
+        return {
+            task: {"model": model, "head": named[task]} for task, model in self.heads(checkpoints, alignment).items()
+        }
 
     def evidence(self, row: Row, inputs: MergeInputs) -> dict[str, dict[str, Any]]:
         """For each model that a row merges, the arguments of what is measured of it; {} where the method asks nothing.
@@ -178,30 +203,38 @@ class Job:
         """Arguments of a measurement of normalisation statistics on the data of one domain."""
         return {"model": model} | self.calibration_inputs | {"calibration": domain.calibration}
 
+    @property
+    def calibrated_domains(self) -> list[Domain]:
+        """Those on whose data normalisation statistics are measured."""
+        return [domain for domain in self.domains if domain.calibration is not None]
+
     def evaluation(
         self,
         row: Row,
         checkpoints: dict[str, ArtifactRef],
         merged: dict[str, ArtifactRef],
         domains: list[Domain] | None = None,
+        alignment: ArtifactRef | None = None,
     ) -> dict[str, Any]:
         """Arguments of the evaluation of a row, its merged model or the checkpoints that it names, by default on the
-        data of the tasks."""
+        data of the tasks. alignment: what aligned rows were aligned by."""
         models = [merged[row.name]] if row.kind == "merge" else [checkpoints[name] for name in row.members]
         return {
             "name": row.name,
             "label": row.label,
             "models": models,
             "reset": row.reset,
+            "heads": self.heads(checkpoints, alignment if row.aligned else None),
         } | self.measuring(self.domains if domains is None else domains)
 
     def measuring(self, domains: list[Domain]) -> dict[str, Any]:
         """Arguments of every stage that measures a merged model on these domains."""
+        named = [task.classes for task in self.plan.joint_tasks]
         return {
             "architecture": self.architecture,
             "domains": domains,
-            "classes": sorted({number for task in self._inside for number in task.classes}),
-            "calibration_batch": self._calibration_options.batch_size,
+            "classes": None if None in named else sorted({number for classes in named for number in classes or ()}),
+            "calibration_batch": self.plan.calibration.batch_size if self.plan.calibration else None,
             "batch_size": self.plan.evaluation.batch_size,
         }
 
@@ -217,8 +250,10 @@ class Job:
             slices += [domain.examples for domain in self.domains_on(plan.landscape.split)]
         if evidence_of(plan.merge):
             slices += [self._task_data(task, plan.merge.evidence.split).examples for task in self._inside]
-        prototypes = {f"{domain.name} prototypes": domain.prototypes for domain in self.domains}
-        return {str(piece.file.metadata["name"]): piece.file for piece in slices} | prototypes
+        files = [piece.file for piece in slices]
+        files += [piece.inputs.tokenizer for piece in slices if isinstance(piece.inputs, Texts)]
+        prototypes = {f"{domain.name} prototypes": domain.prototypes for domain in self.domains if domain.prototypes}
+        return {str(file.metadata["name"]): file for file in files} | prototypes
 
     @property
     def _inside(self) -> list[Task]:
@@ -235,13 +270,20 @@ class Job:
         dataset = self.plan.datasets[task.dataset]
         return TaskData(
             examples=take_slice(dataset, split, task.where),
-            prototypes=take_prototypes(dataset),
+            prototypes=take_prototypes(dataset) if task.kind == PROTOTYPES else None,
             classes=task.classes,
         )
 
     def _calibration(self, where: dict[str, str]) -> DataSlice:
         calibration = self._calibration_options
         return take_slice(self.plan.datasets[calibration.dataset], calibration.split, where)
+
+    def _calibration_like(self, task: Task) -> DataSlice | None:
+        """The calibration data that is like that of a task; None where the plan has none."""
+        calibration = self.plan.calibration
+        if calibration is None:
+            return None
+        return self._calibration(calibration.where | (task.where if task.dataset == calibration.dataset else {}))
 
     def alignments(self, options: Align) -> dict[str, Align]:
         """The options to align with, by their balance: one, or all that are to be tried."""
@@ -251,7 +293,7 @@ class Job:
 
     def search_scores(self, search: BalanceSearch, rows: dict[str, RowScores]) -> dict[str, float]:
         """What a search for the balance goes by."""
-        return {balance: getattr(row, search.metric).value for balance, row in rows.items()}
+        return {balance: row.by(search.metric).goodness for balance, row in rows.items()}
 
     def domains_on(self, split: str | None = None) -> list[Domain]:
         """The tasks by the slice of data that they look at, in the order of the plan; `split` in place of their own:
@@ -265,19 +307,29 @@ class Job:
         domains = []
         for first, tasks in zip(firsts, slices.values(), strict=True):
             dataset = plan.datasets[first.dataset]
-            own = first.where if first.dataset == self._calibration_options.dataset else {}
             unique = shared[first.domain] == 1
             name = first.domain if unique else f"{first.domain}-{first.dataset}-{first.split}"
             domains.append(
                 Domain(
                     name=re.sub(r"[^\w.-]", "_", name),
                     examples=take_slice(dataset, split or first.split, first.where),
-                    calibration=self._calibration(self._calibration_options.where | own),
+                    calibration=self._calibration_like(first),
                     prototypes=take_prototypes(dataset),
-                    tasks={
-                        task.name: Question(classes=task.classes, metric=task.metric, outside=task.checkpoint is None)
-                        for task in tasks
-                    },
+                    tasks={task.name: _question(task, dataset) for task in tasks},
                 )
             )
         return domains
+
+
+def _question(task: Task, dataset: Dataset) -> Question:
+    generates = task.kind == SEQ2SEQ
+    return Question(
+        classes=task.classes,
+        metric=task.metric,
+        outside=task.checkpoint is None,
+        kind=task.kind,
+        head=task.head,
+        target_column=dataset.target_column if generates else None,
+        max_new_tokens=task.max_new_tokens if generates else None,
+        code=code_version(task.kind.partition(":")[0]) if is_function(task.kind) else "",
+    )

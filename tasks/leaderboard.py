@@ -43,7 +43,7 @@ def publish_leaderboard(plan: Plan, leaderboard: Leaderboard) -> list[Path]:
     }
     for name, ref in files.items():
         publish(ref, folder / name)
-    show_table(plan.name, "leaderboard", rows, f"{plan.name}: {len(rows)} cells by {leaderboard.metric}, in %")
+    show_table(plan.name, "leaderboard", rows, f"{plan.name}: {len(rows)} cells by {leaderboard.metric}; shares in %")
     return [folder / name for name in files]
 
 
@@ -82,8 +82,9 @@ def record_comparison(plan: Plan, leaderboard: Leaderboard, files: list[Path], i
         f"{plan.name} comparison",
         identity=identity,
         phase="ended",
-        metrics={"cells": len(leaderboard.rows), "best/mean": best.mean.value, "best/joint": best.joint.value}
-        | {"best/mean_standard_error": best.mean.standard_error, "best/joint_standard_error": best.joint.standard_error}
+        metrics={"cells": len(leaderboard.rows)}
+        | {f"best/{name}": score.value for name, score in best.summary.items()}
+        | {f"best/{name}_standard_error": score.standard_error for name, score in best.summary.items()}
         | {f"best/task/{task}": score.value for task, score in best.tasks.items()},
         artifacts=files,
         tags={"mergeline.best": leaderboard.rows[0].cell},

@@ -41,6 +41,7 @@ _at_once = BoundedSemaphore(os.cpu_count() or 1)
 class MergeInputs(BaseModel):
     """Task models, the base of each (none: the method needs none), and the family each belongs to.
 
+    heads: parts of the module that are not merged; all models and bases are read with those of the first model.
     alignment: brings family i into the order of family 0; none where all share one order or stay as they are.
     evidence: what was measured of each model, where the method wants that. from_start: the models are adapters, and
     their base is what they were before training. vocabulary: what to do where the models' differ.
@@ -55,10 +56,19 @@ class MergeInputs(BaseModel):
     evidence: list[ArtifactRef] = []
     from_start: bool = False
     vocabulary: Literal["refuse", "common"] = "refuse"
+    heads: list[str] = []
+
+    @property
+    def copy_only(self) -> list[str]:
+        """Patterns of the tensors that are the first model's, and not merged."""
+        from mergeline.checkpoints.heads import patterns_of
+
+        return patterns_of(self.heads)
 
     def open(self) -> tuple[list[Reader], list[Reader]]:
         """Readers of the models and of their bases, in the reference's unit order; equal bases are one object."""
         from mergeline.checkpoints.adapters import InitialAdapterReader, refuse_unlike_adapters
+        from mergeline.checkpoints.heads import with_one_head
         from mergeline.checkpoints.vocabulary import common_rows, refuse_unlike_vocabularies
 
         readers = open_artifacts([*self.models, *self.bases])
@@ -71,7 +81,9 @@ class MergeInputs(BaseModel):
         if self.from_start:
             starts = [InitialAdapterReader(model) for model in models]  # refuses those whose start is not known
             bases = [starts[0]] * len(models)
-        return self._aligned(models, bases)
+        models, bases = self._aligned(models, bases)
+        whole = with_one_head([*models, *bases], self.heads)
+        return whole[: len(models)], whole[len(models) :]
 
     def _aligned(self, models: list[Reader], bases: list[Reader]) -> tuple[list[Reader], list[Reader]]:
         if self.alignment is None:
@@ -130,7 +142,7 @@ def merge_statistics(inputs: MergeInputs, method: str, options: dict[str, Any]) 
     from mergeline.merging.engine import method_statistics
 
     models, bases = inputs.open()
-    statistics: Any = method_statistics(models, base=bases, method=method, **options)
+    statistics: Any = method_statistics(models, base=bases, method=method, copy_only=inputs.copy_only, **options)
     return put_json(statistics, "coefficients")
 
 
@@ -208,6 +220,7 @@ def merged_tensors(inputs: MergeInputs, coefficients: ArtifactRef | None, merge:
         method=merge.method,
         onto=merge.onto,
         out_dtype=getattr(torch, merge.out_dtype) if merge.out_dtype else None,
+        copy_only=inputs.copy_only,
         statistics=statistics,
         evidence=open_artifacts(inputs.evidence) if inputs.evidence else None,
         **merge.grouping,

@@ -53,4 +53,4 @@ def calibrated(module: nn.Module, calibration: DataSlice, batch_size: int) -> nn
     """A copy of the module whose normalisation statistics are those of a slice of data."""
     from mergeline.calibration.normalization import reset_normalization
 
-    return reset_normalization(module, calibration.load().images.split(batch_size))
+    return reset_normalization(module, calibration.load().inputs.split(batch_size))

@@ -38,8 +38,9 @@ OTHER_CARD = "MODEL_CARD.md"
 
 
 class Made(BaseModel):
-    """The artifacts of a run that are published; `normalization` has the merged model once per domain, `findings` what
-    the report alone shows: "maps" of similarities, "winners" of the competition.
+    """The artifacts of a run that are published; `normalization` has the merged model once per domain, `heads` those of
+    the tasks that have one of their own, `findings` what the report alone shows: "maps" of similarities, "winners" of
+    the competition.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -50,6 +51,7 @@ class Made(BaseModel):
     coefficients: ArtifactRef | None
     model: ArtifactRef
     normalization: dict[str, ArtifactRef]
+    heads: dict[str, ArtifactRef] = {}
     exports: dict[str, Exported] = {}
     findings: dict[str, ArtifactRef] = {}
     landscape: ArtifactRef | None = None
@@ -74,6 +76,8 @@ def _publish(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef 
         publish(made.model, output / MODEL)
     if made.normalization:
         publish(put_directory(partial(_gather, made.normalization), "normalization"), output / "normalization")
+    if made.heads:
+        publish(put_directory(partial(_gather, made.heads), "heads"), output / "heads")
     unaligned = {"aligned": False, "why": "all task models share one unit order, or the plan says align: null"}
     alignment = made.alignment or put_directory(
         lambda folder: (folder / "alignment.json").write_text(json.dumps(unaligned) + "\n"), "no alignment"
@@ -121,7 +125,10 @@ def published_files(plan: Plan, made: Made, comparison: Comparison) -> list[Path
 
 def published_beside(plan: Plan, *, measured: bool) -> list[str]:
     """What is published beside the files of the model, folders with a slash at the end."""
-    names = ["alignment/", "coefficients/"] + ["normalization/", CHART] * measured
+    names = ["alignment/", "coefficients/"] + [CHART] * measured
+    names += ["normalization/"] * (measured and plan.calibration is not None) + ["heads/"] * (
+        measured and bool(plan.heads)
+    )
     names += [CONFIG, "exports/"] if plan.architecture else []
     names += [f"{LANDSCAPE}/"] if plan.landscape else []
     return [*names, "comparison.json", "metrics.json", "lineage.json", "report.md", REPORT, CARD]
@@ -205,7 +212,7 @@ def _remove_older(output: Path, older: set[str], keep: list[str]) -> None:
         return
     for name in {*older, CHART, CONFIG} - set(keep):
         (output / Path(name).name).unlink(missing_ok=True)
-    for name in {"normalization", "exports"} - set(keep):
+    for name in {"normalization", "heads", "exports"} - set(keep):
         shutil.rmtree(output / name, ignore_errors=True)
 
 

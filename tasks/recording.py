@@ -180,8 +180,7 @@ def scores(comparison: Comparison) -> dict[str, float]:
     """Every score of every row under a name of its own: `merged/mean`, `merged/task/clean-02478`, ..."""
     metrics: dict[str, float] = {}
     for row in comparison.rows:
-        metrics[f"{row.name}/mean"] = row.mean.value
-        metrics[f"{row.name}/joint"] = row.joint.value
+        metrics |= {f"{row.name}/{name}": score.value for name, score in row.summary.items()}
         metrics |= {f"{row.name}/task/{task}": score.value for task, score in row.tasks.items()}
         metrics |= {f"{row.name}/outside/{task}": score.value for task, score in row.outside.items()}
     for row_name, found in comparison.against_own.items():
@@ -220,8 +219,8 @@ class Outcome(BaseModel):
         """In a few words, for logs and messages."""
         measured = {}
         if self.comparison.rows:
-            result = self.comparison.result
-            measured = {"mean": round(result.mean.value, 4), "joint": round(result.joint.value, 4)}
+            summary = self.comparison.result.summary
+            measured = {name: round(score.value, 4) for name, score in summary.items()}
         return {
             "stages": self.stages.total,
             "cached": self.stages.cached,

@@ -78,7 +78,7 @@ def write_model(plan: Plan, made: Made, parent: Path, largest: int) -> Path:
 
     merged = parent / "merged"
     _fill(merged, plan, made, largest)
-    example = job.calibration.load().images[:2]
+    example = job.calibration.load().inputs[:2]
     sources, requirements = code_of(plan.architecture)
     save_model(
         str(folder),
@@ -134,7 +134,7 @@ def _signature(job: Job, made: Made, example: Tensor) -> ModelSignature:
     with torch.inference_mode():
         outputs = job.architecture.load(open_artifact(made.model))(example)
     return ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("float32"), (-1, *example.shape[1:]))]),
+        inputs=Schema([TensorSpec(example.numpy().dtype, (-1, *example.shape[1:]))]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, *outputs.shape[1:]))]),
         params=ParamSchema([ParamSpec("domain", "string", "")]),
     )

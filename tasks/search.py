@@ -18,7 +18,8 @@ from mergeline.search.space import Point, Space, own_point, plan_at
 from tasks._env import state_directory
 from tasks.architecture import ArchitectureSpec
 from tasks.code_version import code_version
-from tasks.evaluation import Domain, measure
+from tasks.domains import Domain
+from tasks.evaluation import measure, read_heads
 from tasks.locks import exclusive
 from tasks.merging import MergeInputs, merge_statistics, merged_tensors
 from tasks.policy import canonical, stage
@@ -30,13 +31,17 @@ if TYPE_CHECKING:
 
 
 class Ground(BaseModel):
-    """What candidates of one keep ratio and alignment share. weighted: None where it would be too large to keep."""
+    """What candidates of one keep ratio and alignment share. weighted: None where it would be too large to keep.
+
+    heads: task -> the model whose head answers it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     inputs: MergeInputs
     coefficients: ArtifactRef
     weighted: ArtifactRef | None
+    heads: dict[str, MergeInputs] = {}
 
 
 def without_scales(merge: Merge) -> Merge:
@@ -67,6 +72,7 @@ def weigh_task_vectors(inputs: MergeInputs, coefficients: ArtifactRef, merge: Me
             models,
             base=bases,
             statistics=statistics,
+            copy_only=inputs.copy_only,
             onto=merge.onto,
             out_dtype=getattr(torch, merge.out_dtype) if merge.out_dtype else None,
             **merge.grouping,
@@ -82,13 +88,13 @@ def try_candidate(
     merge: Merge,
     architecture: ArchitectureSpec,
     domains: list[Domain],
-    classes: list[int],
-    calibration_batch: int,
+    classes: list[int] | None,
+    calibration_batch: int | None,
     batch_size: int,
 ) -> RowScores:
     """Merge with these coefficients, in memory, reset the normalisation on every domain, and measure."""
     for domain in domains:
-        domain.examples.load()
+        domain.prepare()
     from mergeline.checkpoints.readers import TensorReader
     from mergeline.search.weighted import candidate
 
@@ -98,7 +104,8 @@ def try_candidate(
         chosen = {name: value for name, value in merge.options.items() if name in ("scale", "scales")}
         tensors = candidate(ground.weighted.path, **chosen)
     module = architecture.load(TensorReader(tensors, source="candidate"))
-    return measure([module], domains, classes, calibration_batch, batch_size, name="candidate", label="candidate")
+    heads, named = read_heads(domains, ground.heads), {"name": "candidate", "label": "candidate"}
+    return measure([module], domains, classes, calibration_batch, batch_size, heads=heads, **named)
 
 
 class Candidates:
@@ -142,14 +149,15 @@ class Candidates:
         weighted = None
         if fits(inputs, self._search.cache_gigabytes):
             weighted = weigh_task_vectors.submit(inputs, coefficients, without_scales(plan.merge)).result()
-        return Ground(inputs=inputs, coefficients=coefficients, weighted=weighted)
+        heads = self._job.heads(self._checkpoints, alignment)
+        return Ground(inputs=inputs, coefficients=coefficients, weighted=weighted, heads=heads)
 
 
 def make_trial(study: Study, candidates: Candidates) -> Trial:
     """Try what the study proposes next; it is in the study when it is done."""
     proposal = study.propose()
     scores = candidates.scores(proposal.point)
-    value = getattr(scores, candidates.metric).value
+    value = scores.by(candidates.metric).goodness
     return study.add(proposal, value, {"scores": scores.model_dump(mode="json")})
 
 

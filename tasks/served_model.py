@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 
 class MergedModel(PythonModel):
-    """Pictures, or whatever the module takes, in; its outputs out.
+    """Images, or whatever the module takes, in; its outputs out.
 
     The parameter `domain` names the domain whose normalisation statistics the module has; "" (the default) stands for
     those of all calibration data together.

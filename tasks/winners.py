@@ -16,5 +16,5 @@ def count_winners(inputs: MergeInputs, coefficients: ArtifactRef, options: dict[
 
     models, bases = inputs.open()
     statistics: Any = read_json(coefficients)
-    winners = winners_of_merge(models, base=bases, statistics=statistics, **options)
+    winners = winners_of_merge(models, base=bases, statistics=statistics, copy_only=inputs.copy_only, **options)
     return put_json(winners.model_dump(mode="json"), "winners")

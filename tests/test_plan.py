@@ -34,6 +34,14 @@ def test_the_shipped_plans_are_valid(path):
     assert load_plan(path).tasks
 
 
+@pytest.mark.parametrize("path", ["params/text.yaml", "params/text_table.yaml"])
+def test_the_shipped_plans_of_texts_lack_nothing_but_the_zoo_that_is_made_on_demand(path, tmp_path):
+    here = tmp_path / "plan.yaml"
+    here.write_text(Path(path).read_text().replace("data/text_zoo/", f"{tmp_path}/text_zoo/"))
+    faults = faults_of(path=here)
+    assert faults and all("text_zoo" in fault and "does not exist" in fault for fault in faults)
+
+
 @pytest.mark.parametrize("uri", ["models:/two-teams@champion", "models:/two teams/3", "runs:/abc/model/x.safetensors"])
 def test_addresses_of_mlflow_are_valid_and_nothing_is_asked(uri):
     from mergeline.preflight.sources import ask, local_path
@@ -158,6 +166,9 @@ def test_overrides_reach_every_depth():
         ("tasks[0].classes=[0,-1]", r"tasks\[0\].classes\[1\]: .*greater than or equal to 0"),
         ("datasets.fashion.image_column=img", "datasets.fashion.image_column: .* has no column 'img'"),
         ("datasets.fashion.std=.inf", "datasets.fashion.std: "),
+        ("datasets.fashion.text_column=text", r"datasets.fashion: texts \(text_column\) need a tokenizer"),
+        ("datasets.fashion.text_column=lable", r"datasets.fashion.text_column: .*no column 'lable'.*'label'"),
+        ("datasets.fashion.tokenizer=data/zoo", r"datasets.fashion.tokenizer: the file 'data/zoo/tokenizer.json' does"),
         ("architecture.factory=no.such:thing", "architecture.factory: there is no module 'no.such'"),
         ("architecture.symmetry=no.yaml", "architecture.symmetry: the file 'no.yaml' does not exist"),
         ("output=params.yaml", "output: 'params.yaml' must be a folder of its own"),
@@ -167,6 +178,11 @@ def test_overrides_reach_every_depth():
 def test_a_fault_is_named_with_its_field(override, fault):
     faults = faults_of(override)
     assert any(re.search(f"params.yaml: {fault}", sentence) for sentence in faults), faults
+
+
+def test_a_dataset_has_images_or_texts():
+    faults = faults_of("datasets.fashion.text_column=label", "datasets.fashion.tokenizer=README.md")
+    assert any("datasets.fashion: mean is about images, text_column about texts" in fault for fault in faults)
 
 
 def test_what_a_method_that_weighs_by_data_lacks_is_named():
@@ -179,7 +195,7 @@ def test_a_landscape_needs_losses_and_a_common_unit_order():
     assert load_plan("params.yaml").landscape is None
     assert load_plan("params.yaml", ["landscape={}"]).landscape.split == "validation"
     assert any("landscape: align.method zip merges units" in f for f in faults_of("landscape={}", "align.method=zip"))
-    assert any("landscape: there are no tasks" in fault for fault in faults_of("landscape={}", "tasks=[]"))
+    assert any("landscape: no task is a classification" in fault for fault in faults_of("landscape={}", "tasks=[]"))
     one_base = json.dumps(
         [
             spec.model_dump(mode="json")
@@ -324,6 +340,80 @@ def test_tasks_outside_name_no_model_and_are_neither_searched_on_nor_weighed_by(
     ):
         with pytest.raises(PlanError, match=message):
             load_plan("params.yaml", overrides)
+
+
+HEAD = ["tasks[0].kind=head", "tasks[0].head=fc"]
+TEXTS = ["datasets.fashion.text_column=domain", "datasets.fashion.tokenizer=tests"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (["tasks[0].kind=hed"], r"tasks\[0\].kind: no such kind of task; write .*; did you mean 'head'"),
+        (["tasks[0].kind=no.such:thing"], r"tasks\[0\].kind: there is no module 'no.such' to import"),
+        (
+            ["tasks[0].metric=perplexity"],
+            r"tasks\[0\].metric: 'perplexity' does not fit a task of the kind prototypes; write accuracy, or balanced",
+        ),
+        (
+            ["tasks[0].kind=causal_lm", "tasks[0].classes=null", "tasks[0].metric=accuracy"],
+            r"tasks\[0\].metric: 'accuracy' does not fit a task of the kind causal_lm; write perplexity",
+        ),
+        (["tasks[0].kind=causal_lm"], r"tasks\[0\].classes: a task of the kind causal_lm has none; leave them out"),
+        (["tasks[0].kind=causal_lm"], r"datasets.fashion.text_column: is missing; tasks\[0\] reads texts"),
+        (["tasks[0].kind=seq2seq", *TEXTS], "datasets.fashion.target_column: .* has no column 'target'"),
+        (["tasks[0].classes=null"], r"tasks\[0\].classes: is missing; name the classes whose prototypes"),
+        (
+            ["datasets.fashion.prototypes=null"],
+            r"datasets.fashion.prototypes: is missing; tasks\[0\] is judged against",
+        ),
+        (["tasks[0].head=fc"], r"tasks\[0\].head: a task of the kind prototypes has none; .* or write kind: head"),
+        (
+            [*HEAD, "tasks[0].checkpoint=null"],
+            r"tasks\[0\].head: is taken from the task's checkpoint, and there is none",
+        ),
+        (
+            [*HEAD, "align.balance_search={}"],
+            "align.balance_search.metric: there is no joint accuracy, because .* mean",
+        ),
+        ([*HEAD, "compare={metric: joint}"], "compare.metric: there is no joint accuracy"),
+        (
+            ["tasks[0].kind=json:loads", "tasks[0].classes=null"],
+            "tasks: 'clean-02478' by score and 'clean-13569' by accuracy have no common mean to judge a merge by",
+        ),
+        (
+            ["tasks[0].kind=json:loads", "tasks[0].classes=null", "registry.model=x", "promotion={floor: 0.5}"],
+            "promotion.floor: 'clean-02478' is measured by score, and this gate is a share of right answers",
+        ),
+        (
+            ["tasks[0].kind=json:loads", "tasks[0].classes=null", "merge={method: fisher}"],
+            r"tasks\[0\].kind: 'fisher' weighs models by classifications, and this is none",
+        ),
+    ],
+)
+def test_what_a_kind_of_task_asks_of_the_plan_is_named(overrides, fault):
+    faults = faults_of(*overrides)
+    assert any(re.search(f"params.yaml: {fault}", sentence) for sentence in faults), faults
+
+
+def test_a_metric_that_is_not_named_is_that_of_the_kind():
+    tasks = [{"name": name, "checkpoint": "a-clean-02478", "dataset": "fashion"} for name in "abc"]
+    tasks = [task | {"kind": kind} for task, kind in zip(tasks, ("json:loads", "json:dumps", "json:load"), strict=True)]
+    plan = load_plan("params.yaml", [f"tasks={json.dumps(tasks)}", "calibration=null", "align=null"])
+    assert [task.metric for task in plan.tasks] == ["score"] * 3
+    assert plan.joint_tasks == []
+    names = {row.name for row in comparison_rows(plan)}
+    assert "ensemble" not in names and "a-clean-02478-reset" not in names, "nothing to reset with, no mean of functions"
+
+
+def test_joint_accuracy_is_that_of_one_label_space():
+    plan = load_plan("params.yaml")
+    assert plan.joint_tasks == plan.tasks
+    assert load_plan("params.yaml", HEAD).joint_tasks == []
+    shared = [f"tasks[{i}].kind=head" for i in range(4)]
+    assert len(load_plan("params.yaml", shared).joint_tasks) == 4
+    assert load_plan("params.yaml", shared[:3]).joint_tasks == []
+    assert load_plan("params.yaml", HEAD).heads == ["fc"]
 
 
 def test_a_dataset_lies_in_a_folder_or_at_a_commit_of_the_hub():

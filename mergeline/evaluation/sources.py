@@ -19,6 +19,7 @@ from mergeline.errors import InputError, nearest
 SUFFIXES = (".parquet", ".arrow", ".csv")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 IMAGE_FOLDER_COLUMNS = ("image", "label")
+TOKENIZER = "tokenizer.json"
 
 
 def splits_of(folder: Path) -> dict[str, Path]:
@@ -53,6 +54,14 @@ def values_of(source: Path, column: str) -> list[str]:
     parquet = source.suffix == ".parquet"
     table = pyarrow.parquet.read_table(source, columns=[column]) if parquet else _table(source)
     return sorted({str(value) for value in table[column].to_pylist()})
+
+
+def tokenizer_file(place: Path) -> Path:
+    """`tokenizer.json`: the file itself, or the one in a folder, as checkpoints have it. InputError where it is not."""
+    file = place / TOKENIZER if place.is_dir() else place
+    if not file.is_file():
+        raise InputError(f"the file '{file}' does not exist; name a {TOKENIZER}, or a folder that has one")
+    return file
 
 
 def write_parquet(source: Path, target: Path, label_column: str) -> None:

@@ -15,15 +15,15 @@ def spread(rows: Tensor, batches: int | None, batch_size: int) -> Tensor:
 
 
 def labelled_batches(
-    images: Tensor, labels: Tensor, classes: Sequence[int], batches: int | None, batch_size: int
+    inputs: Tensor, labels: Tensor, classes: Sequence[int], batches: int | None, batch_size: int
 ) -> list[tuple[Tensor, Tensor]]:
-    """Images [n, ...] with labels [n] of some classes, in batches; the labels become places in `classes`.
+    """Inputs [n, ...] with labels [n] of some classes, in batches; the labels become places in `classes`.
 
-    InputError where there is no image of them.
+    InputError where there is no example of them.
     """
     chosen = torch.isin(labels, torch.tensor(classes)).nonzero().flatten()
     if not len(chosen):
         raise InputError(f"classes {list(classes)}: there is no example of them to measure a model on.")
     chosen = spread(chosen, batches, batch_size)
     places = (labels[chosen][:, None] == torch.tensor(classes)).int().argmax(dim=1)
-    return list(zip(images[chosen].split(batch_size), places.split(batch_size), strict=True))
+    return list(zip(inputs[chosen].split(batch_size), places.split(batch_size), strict=True))

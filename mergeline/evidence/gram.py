@@ -1,6 +1,6 @@
 """Gram matrices of the inputs of linear layers and convolutions, for RegMean (arXiv 2212.09849)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,22 +14,29 @@ from mergeline.similarity.correlation import gram
 ENTRIES = 1 << 22  # of a layer's unfolded inputs, held at a time
 
 
-def gram_matrices(module: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
+def gram_matrices(
+    module: nn.Module, batches: Iterable[Any], *, attended: Callable[[Any], Tensor] | None = None
+) -> dict[str, Tensor]:
     """X^T X / rows of X for the weight of every Linear and Conv2d that the batches reach, by the weight's name.
 
     module: run in eval mode and left as it was. batches: inputs, tuples whose first item is the input, or mappings of
     named inputs. A row of X is one input vector of a linear layer; of a convolution, one patch [in * k * k] in the
     order of the flattened weight. Grouped convolutions are left out: their weight is no one matrix. A weight that is
     used several times sees the rows of all uses. Products are float32, their sums float64; the result is float32.
-    InputError where there is no batch or a result is not finite.
+    attended: inputs -> which positions count, [b, length] bool: the padding of texts is no input. Layers whose input is
+    not of that shape is read whole. InputError where there is no batch or a result is not finite.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d) and _groups(layer) == 1]
     sums: dict[int, Tensor] = {}
     counts: dict[int, int] = {}
+    mask: Tensor | None = None
 
     def observe(layer: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
         weight = id(layer.weight)
-        for rows in _rows(layer, positional[0] if positional else named["input"]):  # [in, rows]
+        inputs = positional[0] if positional else named["input"]
+        if mask is not None and inputs.dim() == 3 and inputs.shape[:2] == mask.shape:
+            inputs = inputs[mask]
+        for rows in _rows(layer, inputs):  # [in, rows]
             products = gram(rows).double()
             sums[weight] = sums[weight].add_(products) if weight in sums else products
             counts[weight] = counts.get(weight, 0) + rows.shape[1]
@@ -39,7 +46,9 @@ def gram_matrices(module: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor
     try:
         with evaluation_mode(module), torch.no_grad():
             for batch in batches:
-                positional, named = on_device(batch[0] if isinstance(batch, tuple | list) else batch, module)
+                given = batch[0] if isinstance(batch, tuple | list) else batch
+                positional, named = on_device(given, module)
+                mask = None if attended is None else attended(given)
                 module(*positional, **named)
                 seen = True
     finally:

@@ -25,6 +25,7 @@ def merge(
     out_dtype: torch.dtype | None = None,
     chunk: int = CHUNK,
     average_only: Sequence[str] = DEFAULT_PATTERNS,
+    copy_only: Sequence[str] = (),
     statistics: Mapping[str, Mapping[str, Any]] | None = None,
     evidence: Sequence[Checkpoint] | None = None,
     granularity: str | None = None,
@@ -38,10 +39,11 @@ def merge(
     readers: Readers, state dicts or paths with the same tensors. base: the checkpoint they started from, or one per
     model; the *same object* (or path) given twice is one base. The result is the mean of the distinct bases (or the
     first, `onto`) plus the merged task vector; methods that need no base merge the tensors and leave it unread.
-    Tensors matching `average_only` are averaged (with the `weights` of a method that averages models); integer tensors
-    and counters take the first model's value. Tensors that share storage in every checkpoint (`Reader.tied`) are merged
-    once and share it in the result. Arithmetic is float32, rounded once to `out_dtype` (default: the first model's
-    dtype, tensor by tensor). chunk: entries per model held at a time; it changes no bit of the result.
+    Tensors matching `average_only` are averaged (with the `weights` of a method that averages models); integer tensors,
+    counters and tensors matching `copy_only` take the first model's value. Tensors that share storage in every
+    checkpoint (`Reader.tied`) are merged once and share it in the result. Arithmetic is float32, rounded once to
+    `out_dtype` (default: the first model's dtype, tensor by tensor). chunk: entries per model held at a time; it
+    changes no bit of the result.
     statistics: what `method_statistics` gave for the same models, base and options; None computes it in a first pass.
     evidence: per model what the method must know beside the parameters (`registry.get(method).evidence`).
     granularity: "model", "layer" or "tensor": which tensors share statistics; None is the method's own choice.
@@ -56,6 +58,7 @@ def merge(
         method=method,
         chunk=chunk,
         average_only=average_only,
+        copy_only=copy_only,
         granularity=granularity,
         options_by_pattern=options_by_pattern,
         options=options,
@@ -78,6 +81,7 @@ def method_statistics(
     method: str = "pcb",
     chunk: int = CHUNK,
     average_only: Sequence[str] = DEFAULT_PATTERNS,
+    copy_only: Sequence[str] = (),
     granularity: str | None = None,
     options_by_pattern: OptionsByPattern | None = None,
     **options: Any,
@@ -95,6 +99,7 @@ def method_statistics(
         method=method,
         chunk=chunk,
         average_only=average_only,
+        copy_only=copy_only,
         granularity=granularity,
         options_by_pattern=options_by_pattern,
         options=options,

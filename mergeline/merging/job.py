@@ -122,6 +122,7 @@ def prepare(
     method: str,
     chunk: int,
     average_only: Sequence[str],
+    copy_only: Sequence[str] = (),
     granularity: str | None,
     options_by_pattern: OptionsByPattern | None,
     options: Mapping[str, Any],
@@ -142,7 +143,9 @@ def prepare(
     refuse_unlike_vocabularies([*models, *families])
     check_same_tensors(models[0], [*models[1:], *families])
     aliases = common_ties([reader.tied() for reader in (*models, *families)])
-    treatments = _treatments(models[0], entry, values, grouping, average_only, options_by_pattern or {}, aliases)
+    treatments = _treatments(
+        models[0], entry, values, grouping, average_only, copy_only, options_by_pattern or {}, aliases
+    )
     return Job(TaskModels(models, families, family_of), [], entry, treatments, aliases, chunk)
 
 
@@ -162,11 +165,16 @@ def _treatments(
     options: Mapping[str, Any],
     granularity: registry.Granularity,
     average_only: Sequence[str],
+    copy_only: Sequence[str],
     by_pattern: OptionsByPattern,
     aliases: Mapping[str, str],
 ) -> dict[str, Treatment]:
     """Name -> treatment, in the order of names."""
-    copied = {name for name in first.names() if is_copied(first, name)}
+    copied = {
+        name
+        for name in first.names()
+        if is_copied(first, name) or any(fnmatchcase(name, pattern) for pattern in copy_only)
+    }
     check_patterns(method, by_pattern, [name for name in first.names() if name not in copied], aliases)
     found = {}
     for name in first.names():

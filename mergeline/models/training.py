@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -80,7 +80,17 @@ def _channels_last_is_safe(module: nn.Module) -> bool:
     return all(convolution.in_channels % 16 == 0 for convolution in convolutions)
 
 
-def learning_rates(recipe: Recipe, steps: int) -> list[float]:
+class Schedule(Protocol):
+    """What a learning rate follows: its peak, and the share of the steps before it."""
+
+    @property
+    def learning_rate(self) -> float: ...  # noqa: D102
+
+    @property
+    def warmup(self) -> float: ...  # noqa: D102
+
+
+def learning_rates(recipe: Schedule, steps: int) -> list[float]:
     """The learning rate of each step: up to the peak within `warmup` of the steps, then down towards 0."""
     rising = max(1, round(recipe.warmup * steps))
     falling = max(1, steps - rising)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from mergeline.evaluation.datasets import LabelledImages, load_images
+from mergeline.evaluation.datasets import LabelledExamples, load_images
 from mergeline.evaluation.metrics import Score, accuracy, mean_score, predict_logits
 from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
 from mergeline.models.build import build_model
@@ -68,14 +68,14 @@ def target_prototypes(prototypes: Tensor, targets: Sequence[Sequence[int]]) -> T
 
 
 def select(
-    pictures: LabelledImages, targets: Sequence[Sequence[int]], limit: int | None = None
+    pictures: LabelledExamples, targets: Sequence[Sequence[int]], limit: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The first `limit` pictures of the targets' classes, and their labels as places in `targets`."""
     places = torch.full((len(pictures.class_names),), -1)
     for place, group in enumerate(targets):
         places[list(group)] = place
     rows = (places[pictures.labels] >= 0).nonzero()[:limit, 0]
-    return pictures.images[rows], places[pictures.labels[rows]]
+    return pictures.inputs[rows], places[pictures.labels[rows]]
 
 
 def train_checkpoint(model: ZooModel, *, dataset: Path, raw: Path, zoo: Path) -> dict[str, Any]:
@@ -119,6 +119,6 @@ def own_accuracy(module: nn.Module, model: ZooModel, prototypes: Tensor, dataset
 
 
 @cache
-def _training_pictures(raw: Path) -> LabelledImages:
+def _training_pictures(raw: Path) -> LabelledExamples:
     """Pixels in [0, 1]: they are normalised after they are augmented."""
     return load_images(raw, "train", mean=0.0, std=1.0)

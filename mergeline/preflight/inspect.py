@@ -13,6 +13,7 @@ import torch
 
 import mergeline.merging  # noqa: F401  registers the methods
 from mergeline.checkpoints.adapters import InitialAdapterReader
+from mergeline.checkpoints.heads import patterns_of, with_one_head
 from mergeline.checkpoints.readers import Reader, open_checkpoint
 from mergeline.checkpoints.transfer import shown
 from mergeline.checkpoints.vocabulary import common_rows
@@ -52,7 +53,8 @@ def inspect_plan(plan: Plan, *, held: Locate = lambda sha256: None, beside: Sequ
     faults = [*opened.faults, *_output_faults(plan.output)]
     common = plan.merge.vocabulary == "common"
     if len(opened.readers) > 1:
-        faults += unfitting(list(opened.readers.values()), common_vocabulary=common)
+        fitted, wrong = _with_one_head(plan, list(opened.readers.values()))
+        faults += wrong or unfitting(fitted, common_vocabulary=common)
     distances, alarms, unreadable = _distances(plan, opened.readers)
     faults += unreadable
     patterns, wrong = _patterns(
@@ -128,6 +130,14 @@ def _distances(plan: Plan, readers: Mapping[str, Reader]) -> tuple[list[Distance
     return found, alarms, faults
 
 
+def _with_one_head(plan: Plan, readers: list[Reader]) -> tuple[list[Reader], list[str]]:
+    """The checkpoints but for the heads that are not merged, or what is wrong with these."""
+    try:
+        return with_one_head(readers, plan.heads), []
+    except InputError as fault:
+        return readers, [str(fault)]
+
+
 def _patterns(merge: Merge, models: Sequence[Reader]) -> tuple[list[PatternMatch], list[str]]:
     if not merge.options_by_pattern or not models:
         return [], []
@@ -151,6 +161,7 @@ def _files(plan: Plan, opened: _Opened) -> tuple[dict[str, int] | None, list[str
         every = [reader for reader in [*models, *bases] if reader is not None]
         if plan.merge.vocabulary == "common":
             every = common_rows(every)
+        every = with_one_head(every, plan.heads)
         dtype = getattr(torch, plan.merge.out_dtype) if plan.merge.out_dtype else None
         job = prepare(
             every[: len(models)],
@@ -158,6 +169,7 @@ def _files(plan: Plan, opened: _Opened) -> tuple[dict[str, int] | None, list[str
             method=plan.merge.method,
             chunk=CHUNK,
             average_only=DEFAULT_PATTERNS,
+            copy_only=patterns_of(plan.heads),
             granularity=plan.merge.granularity,
             options_by_pattern=plan.merge.options_by_pattern,
             options=plan.merge.options,

@@ -14,10 +14,13 @@ import yaml
 
 from mergeline.checkpoints.licence import UNKNOWN
 from mergeline.checkpoints.transfer import shown
+from mergeline.evaluation.kinds import CAUSAL_LM, SEQ2SEQ, is_classification
 from mergeline.plan import WITHOUT_EFFECT, Plan
+from mergeline.plan_data import Task
 from mergeline.report.result import Comparison
-from mergeline.report.table import markdown_table, own_table
+from mergeline.report.table import markdown_table, own_table, words_of
 
+MEAN = "mean of tasks"
 MARK = "<!-- Written by mergeline; the next run into this folder writes it again. -->"
 
 
@@ -66,22 +69,32 @@ def front_matter(plan: Plan, comparison: Comparison, facts: CardFacts) -> dict[s
     fields |= {"library_name": facts.library, "tags": ["merge", "mergeline", plan.merge.method]}
     if comparison.rows:
         result = comparison.result
-        scores = result.tasks | {"mean of tasks": result.mean, "joint": result.joint}
+        scores = result.tasks | {MEAN if name == "mean" else name: score for name, score in result.summary.items()}
+        asked = {task.name: task for task in plan.tasks}
         fields["model-index"] = [
             {
                 "name": plan.name,
                 "results": [
                     {
-                        "task": {"type": "image-classification"},
+                        "task": {"type": _task_type(plan, asked.get(name, plan.tasks[0]))},
                         "dataset": {"name": name, "type": name.replace(" ", "-")},
-                        "metrics": [{"type": "accuracy", "name": f"accuracy, {score.count} examples", "value": value}],
+                        "metrics": [{"type": word, "name": f"{word}, {score.count} {counted}", "value": value}],
                     }
                     for name, score in scores.items()
                     for value in [round(score.value, 6)]
+                    for word in ["accuracy" if score.measure == "share" else score.measure]
+                    for counted in ["tokens" if score.measure == "perplexity" else "examples"]
                 ],
             }
         ]
     return fields
+
+
+def _task_type(plan: Plan, task: Task) -> str:
+    """What the hub calls a task."""
+    if is_classification(task.kind):
+        return "image-classification" if plan.datasets[task.dataset].text_column is None else "text-classification"
+    return {CAUSAL_LM: "text-generation", SEQ2SEQ: "text2text-generation"}.get(task.kind, "other")
 
 
 def common_licence(licences: Mapping[str, str]) -> str:
@@ -138,10 +151,15 @@ def _use(plan: Plan, facts: CardFacts) -> str:
         case _:
             lines = ["import mergeline", "", f'tensors = dict(mergeline.open_checkpoint("{_entry(facts.files)}"))']
     text = "```python\n" + "\n".join(lines) + "\n```"
-    if plan.tasks:
+    if plan.tasks and plan.calibration:
         text += (
             "\n\n`normalization/` has the statistics of the normalisation layers for each domain; load the one of your "
             "inputs over the model with `strict=False`, as the evaluation did."
+        )
+    if plan.heads:
+        text += (
+            "\n\n`heads/` has for each task the head of its own model, in the unit order of this one; load it over the "
+            "model in the same way. The model itself carries the head of its first parent."
         )
     for kind, made in facts.exports.items():
         if "file" in made:
@@ -182,7 +200,8 @@ def _method(plan: Plan) -> str:
 def _evaluation(comparison: Comparison) -> str:
     if not comparison.rows:
         return "Not evaluated: the plan has no tasks."
-    text = f"Scores in percent ± their standard error over the test examples.\n\n{markdown_table(comparison)}"
+    words = "Scores in percent" if comparison.result.mean.measure == "share" else words_of(comparison).capitalize()
+    text = f"{words} ± their standard error over the test examples.\n\n{markdown_table(comparison)}"
     own = own_table(comparison)
     return f"{text}\n\nEach task beside the model that was trained for it:\n\n{own}" if own else text
 

@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mergeline.comparison import RESULT
+from mergeline.evaluation.kinds import WORDS
+from mergeline.evaluation.score import Score
 from mergeline.report.leaderboard import Leaderboard
 from mergeline.report.result import Comparison, RowScores
 
@@ -19,7 +21,7 @@ _LABEL = 44  # characters of a line
 
 
 def draw_chart(comparison: Comparison, path: Path) -> None:
-    """Write a PNG: mean accuracy over the tasks and joint accuracy of every row, the result on top and in bold."""
+    """Write a PNG: the mean over the tasks and joint accuracy (if any) of every row, the result on top and in bold."""
     rows = comparison.rows[::-1]
     draw_bars(comparison.plan, rows, [row.label for row in rows], [row.name == RESULT for row in rows], path)
 
@@ -38,31 +40,48 @@ def draw_bars(title: str, rows: Sequence[RowScores], labels: Sequence[str], bold
     FigureCanvasAgg(figure)
     with mpl.rc_context({"font.size": 9}):
         axes = figure.subplots()
+        joint, end = all(row.joint for row in rows), axis_end([row.mean for row in rows])
         for place, row in enumerate(rows):
             alpha = 1.0 if bold[place] else 0.55
-            for score, shift, colour in ((row.mean, -0.19, TASKS), (row.joint, 0.19, JOINT)):
+            for score, shift, colour in _bars(row):
                 axes.barh(
                     place + shift,
-                    100 * score.value,
+                    score.scale * score.value,
                     height=0.36,
                     color=colour,
                     alpha=alpha,
-                    xerr=100 * score.standard_error,
+                    xerr=score.scale * score.standard_error,
                     error_kw={"ecolor": MUTED, "elinewidth": 1},
                 )
-                axes.text(100 * (score.value + score.standard_error) + 0.8, place + shift, f"{100 * score.value:.1f}",
-                          va="center", fontsize=7.5, color=MUTED)  # fmt: skip
+                axes.text(score.scale * (score.value + score.standard_error) + 0.008 * end, place + shift,
+                          str(score).partition(" ")[0], va="center", fontsize=7.5, color=MUTED)  # fmt: skip
         axes.set_yticks(range(len(rows)), labels)
         for text, strong in zip(axes.get_yticklabels(), bold, strict=True):
             text.set_fontweight("bold" if strong else "normal")
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlim(0, 100)
-        axes.set_xlabel("accuracy, % (lines: standard error)")
+        axes.set_xlim(min(0.0, *(row.mean.scale * row.mean.value for row in rows)), end)
+        axes.set_xlabel(f"{axis_title(rows[0].mean)} (lines: standard error)")
         axes.spines[["top", "right"]].set_visible(False)
-        handles = [mpl.patches.Patch(color=TASKS), mpl.patches.Patch(color=JOINT)]
-        figure.legend(
-            handles, ["mean of the tasks", "joint, all classes"], loc="outside upper right", ncols=2, frameon=False
-        )
+        legend = {"mean of the tasks": TASKS} | ({"joint, all classes": JOINT} if joint else {})
+        handles = [mpl.patches.Patch(color=colour) for colour in legend.values()]
+        figure.legend(handles, list(legend), loc="outside upper right", ncols=2, frameon=False)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         # no program version inside: the same numbers give the same bytes
         figure.savefig(path, metadata={"Software": None})
+
+
+def _bars(row: RowScores) -> list[tuple[Score, float, str]]:
+    """The bars of a row: score, shift from the row's place, colour."""
+    return [(row.mean, -0.19, TASKS)] + ([(row.joint, 0.19, JOINT)] if row.joint else [])
+
+
+def axis_title(score: Score) -> str:
+    """What stands at the axis of such scores."""
+    return "accuracy, %" if score.measure == "share" else WORDS[score.measure]
+
+
+def axis_end(scores: Sequence[Score]) -> float:
+    """Where the axis of such scores ends."""
+    if scores[0].measure == "share":
+        return 100.0
+    return 1.2 * max(*(score.value + score.standard_error for score in scores), 1e-9)

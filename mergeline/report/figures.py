@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from mergeline.balancing.winners import BINS, Winners
 from mergeline.plan import Plan
+from mergeline.report.chart import axis_end, axis_title
 from mergeline.report.result import Comparison, RowScores
 
 INK = "#010203"  # becomes the text colour of the page, light or dark
@@ -37,7 +38,7 @@ def task_bars(plan: Plan, comparison: Comparison) -> Picture:
     """Per task the merged model beside the model that was trained for it, the ensemble and the best average."""
     rows = {row.name: row for row in comparison.rows}
     averages = [rows[name] for name in ("average", "aligned-average") if name in rows]
-    best = max(averages, key=lambda row: row.mean.value, default=None)
+    best = max(averages, key=lambda row: row.mean.goodness, default=None)
     series = {"merged": dict.fromkeys(comparison.result.tasks, comparison.result)}
     own = {task.name: row for task in plan.tasks if task.checkpoint and (row := _own_row(rows, task.checkpoint))}
     series |= {"own task model": own} if own else {}
@@ -50,20 +51,22 @@ def task_bars(plan: Plan, comparison: Comparison) -> Picture:
             shown = [(at, models[name].tasks[name]) for at, name in enumerate(tasks) if name in models]
             axes.barh(
                 [at - 0.4 + step * (place + 0.5) for at, _ in shown],
-                [100 * score.value for _, score in shown],
+                [score.scale * score.value for _, score in shown],
                 height=0.9 * step,
-                xerr=[100 * score.standard_error for _, score in shown],
+                xerr=[score.scale * score.standard_error for _, score in shown],
                 color=COLOURS[place % len(COLOURS)],
                 error_kw={"ecolor": INK, "elinewidth": 0.8},
                 label=_plain(label),
             )
         axes.set_yticks(range(len(tasks)), [_plain(name) for name in tasks])
         axes.set_ylim(len(tasks) - 0.5, -0.5)
-        axes.set_xlim(0, 100)
-        axes.set_xlabel("accuracy, %")
+        every = [models[name].tasks[name] for models in series.values() for name in tasks if name in models]
+        axes.set_xlim(min(0.0, *(score.scale * score.value for score in every)), axis_end(every))
+        axes.set_xlabel(axis_title(comparison.result.mean))
         _legend(figure, len(series))
         data = _svg(figure)
-    alt = f"Bars: accuracy per task of {', '.join(series)}; the numbers are in the table."
+    measured = axis_title(comparison.result.mean).partition(",")[0]
+    alt = f"Bars: {measured} per task of {', '.join(series)}; the numbers are in the table."
     return Picture("Task by task", alt, data, "Lines: one standard error of the test examples.")
 
 

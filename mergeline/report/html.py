@@ -25,7 +25,7 @@ from mergeline.report.figures import Picture, coefficient_histogram, heat_map, o
 from mergeline.report.page import Facts
 from mergeline.report.result import Comparison
 from mergeline.report.similarity_maps import SimilarityMap
-from mergeline.report.table import cells, header
+from mergeline.report.table import cells, header, words_of
 from mergeline.report.verdict import verdict
 
 TEMPLATE = "report.html.j2"
@@ -90,6 +90,7 @@ def report_html(plan: Plan, comparison: Comparison, findings: Findings) -> str:
         verdict=verdict(plan, comparison) if measured else None,
         result=comparison.result if measured else None,
         header=header(comparison) if measured else [],
+        words=words_of(comparison) if measured else "",
         rows=[(row.name == RESULT, cells(row)) for row in comparison.rows],
         drawn={name: _shown(name, picture) for name, picture in pictures.items() if picture},
         maps=[_Map(found, _data(heat_map(found.before)), _data(heat_map(found.after))) for found in findings.maps],

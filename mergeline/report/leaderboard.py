@@ -55,13 +55,13 @@ class Leaderboard(BaseModel):
                 method=cell.merge.method,
                 settings=named[name],
                 scores=scores,
-                choice=getattr(tried, metric) if tried else None,
+                choice=tried.by(metric) if tried else None,
             )
             for name, (cell, scores, tried) in cells.items()
         ]
         best = _best_of_each_method(rows)
         rows = [row.model_copy(update={"chosen": best.get(row.method) == row.cell}) for row in rows]
-        rows.sort(key=lambda row: -getattr(row.scores, metric).value)
+        rows.sort(key=lambda row: -row.scores.by(metric).goodness)
         return cls(plan=plan.name, metric=metric, split=choose.split if choose else None, rows=rows)
 
     @property
@@ -75,10 +75,10 @@ class Leaderboard(BaseModel):
         return self.rows[0].scores
 
     def table(self) -> list[dict[str, Value]]:
-        """One row per cell, scores in percent: rank, name, mean and joint accuracy, tasks, then the settings."""
+        """One row per cell, shares in percent: rank, name, mean and joint accuracy, tasks, then the settings."""
         rows: list[dict[str, Value]] = []
         for rank, row in enumerate(self.rows, start=1):
-            scores = {"mean": row.scores.mean, "joint": row.scores.joint} | row.scores.tasks
+            scores = row.scores.summary | row.scores.tasks
             choice: dict[str, Value] = {}
             if row.choice is not None:
                 choice = _with_error(f"{self.metric} on {self.split}", row.choice)
@@ -91,7 +91,7 @@ class Leaderboard(BaseModel):
         """The ranking for a terminal."""
         wide = max(len(row.cell) for row in self.rows)
         return [
-            f"{rank:>3}  {row.cell:<{wide}}  {row.scores.mean}  joint {row.scores.joint}"
+            f"{rank:>3}  {row.cell:<{wide}}  {row.scores.mean}{_joint(row.scores)}"
             + (f"  on {self.split} {row.choice}" if row.choice else "")
             + ("  chosen" if row.chosen else "")
             for rank, row in enumerate(self.rows, start=1)
@@ -107,7 +107,7 @@ def _best_of_each_method(rows: list[LeaderboardRow]) -> dict[str, str]:
     best: dict[str, LeaderboardRow] = {}
     for row in rows:
         before = best.get(row.method)
-        if row.choice and (before is None or before.choice is None or row.choice.value > before.choice.value):
+        if row.choice and (before is None or before.choice is None or row.choice.goodness > before.choice.goodness):
             best[row.method] = row
     return {method: row.cell for method, row in best.items()}
 
@@ -137,8 +137,12 @@ def _fields(plan: Plan, *, exclude_unset: bool) -> Iterator[tuple[str, Value]]:
 
 
 def _with_error(name: str, score: Score) -> dict[str, Value]:
-    return {name: _percent(score.value), f"{name} ±": _percent(score.standard_error)}
+    digits = 2 if score.measure == "share" else 4
+    return {
+        name: round(score.scale * score.value, digits),
+        f"{name} ±": round(score.scale * score.standard_error, digits),
+    }
 
 
-def _percent(share: float) -> float:
-    return round(100 * share, 2)
+def _joint(scores: RowScores) -> str:
+    return f"  joint {scores.joint}" if scores.joint else ""

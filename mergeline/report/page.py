@@ -11,7 +11,7 @@ from mergeline.comparison import RESULT
 from mergeline.merging import registry
 from mergeline.plan import Plan
 from mergeline.report.result import Comparison
-from mergeline.report.table import markdown_table, own_table
+from mergeline.report.table import markdown_table, own_table, words_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str, mo
 
 
 def _measured(plan: Plan, comparison: Comparison, chart: str) -> list[str]:
-    picture = f"![accuracy of every row]({chart})"
+    measured = words_of(comparison).partition(" ")[0]
+    picture = f"![{measured} of every row]({chart})"
     own = own_table(comparison)
     beside = [own, _reading_own()] if own else []
     return [_verdict(plan, comparison), picture, markdown_table(comparison), _reading(comparison), *beside]
@@ -54,20 +55,24 @@ def _verdict(plan: Plan, comparison: Comparison) -> str:
     result = comparison.result
     models = {name for model in plan.task_models for name in (model.name, f"{model.name}-reset")}
     singles = [row for row in comparison.rows if row.name in models]
-    text = f"The merged model ({result.label}) reaches {result.mean} % over the tasks and {result.joint} % jointly."
+    unit, joint = result.mean.unit, f" and {result.joint} % jointly" if result.joint else ""
+    text = f"The merged model ({result.label}) reaches {result.mean}{unit} over the tasks{joint}."
     if singles:
-        best = max(singles, key=lambda row: row.mean.value)
-        text += f" The best single task model over the same tasks is {best.label} with {best.mean} %."
-    better = [row for row in comparison.rows if row.name != RESULT and row.mean.value > result.mean.value]
-    names = ", ".join(f"{row.label} ({row.mean} %)" for row in better)
+        best = max(singles, key=lambda row: row.mean.goodness)
+        text += f" The best single task model over the same tasks is {best.label} with {best.mean}{unit}."
+    better = [row for row in comparison.rows if row.name != RESULT and row.mean.goodness > result.mean.goodness]
+    names = ", ".join(f"{row.label} ({row.mean}{unit})" for row in better)
     return text + (f" Rows above it: {names}." if better else " No other row is above it.")
 
 
 def _reading(comparison: Comparison) -> str:
     count = sum(score.count for score in comparison.result.tasks.values())
+    words, counted = words_of(comparison), "tokens" if comparison.result.mean.measure == "perplexity" else "examples"
+    together = "; *joint*: all classes at once, mean over the domains" if comparison.result.joint else ""
+    of_tasks = "every task among its own classes" if comparison.result.joint else "every task counts the same"
     return (
-        "Accuracy in percent with its standard error. *mean of tasks*: every task among its own classes; *joint*: all "
-        f"classes at once, mean over the domains. {count} test examples in all. Merged models, the ensemble and rows "
+        f"{words[0].upper()}{words[1:].replace('%', 'percent')} with its standard error. *mean of tasks*: {of_tasks}"
+        f"{together}. {count} test {counted} in all. Merged models, the ensemble and rows "
         "marked *reset* have their normalisation statistics measured on unlabelled calibration data of the domain at "
         "hand; other task models and bases are as they were trained. The standard errors are those of the test "
         "examples: they say nothing about other training seeds, which move such results by several points."
@@ -77,7 +82,8 @@ def _reading(comparison: Comparison) -> str:
 def _reading_own() -> str:
     return (
         "Each task beside the model that was trained for it, the better of as trained and *reset*. *change*: points "
-        "of the score; *normalised*: the share of the own model's score that is kept, in percent. Standard errors as "
+        "of the score; *normalised*: the share of the own model's score that is kept (of a perplexity the own "
+        "model's over the merged model's), in percent. Standard errors as "
         "of independent measurements; both models answered the same examples, so the true ones are mostly smaller."
     )
 

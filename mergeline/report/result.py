@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
 
@@ -17,6 +18,7 @@ from mergeline.evaluation.score import Score
 class RowScores(BaseModel):
     """The scores of one row: each task, their mean, and joint accuracy over the classes of all tasks.
 
+    joint: None where the tasks are not all classifications of one label space.
     outside: tasks that no model of the plan was trained for; they count in neither the mean nor joint accuracy.
     """
 
@@ -26,18 +28,26 @@ class RowScores(BaseModel):
     label: str
     tasks: dict[str, Score]
     mean: Score
-    joint: Score
+    joint: Score | None
     outside: dict[str, Score] = {}
 
+    @property
+    def summary(self) -> dict[str, Score]:
+        """The scores of all tasks together: "mean", and "joint" where there is such."""
+        return {"mean": self.mean} | ({"joint": self.joint} if self.joint else {})
+
+    def by(self, metric: Literal["mean", "joint"]) -> Score:
+        """What a row is ranked by. Raises InputError where there is no joint accuracy."""
+        if metric not in self.summary:
+            raise InputError("there is no joint accuracy: the tasks are not all classifications of one label space")
+        return self.summary[metric]
+
     def numbers(self) -> dict[str, object]:
-        """Mean, joint accuracy and tasks as plain numbers in [0, 1]: DVC shows and compares them."""
-        return {
-            "mean": self.mean.value,
-            "mean_standard_error": self.mean.standard_error,
-            "joint": self.joint.value,
-            "joint_standard_error": self.joint.standard_error,
-            "tasks": {name: score.value for name, score in self.tasks.items()},
-        }
+        """Mean, joint accuracy and tasks as plain numbers: DVC shows and compares them. Shares are in [0, 1]."""
+        numbers: dict[str, object] = {}
+        for name, score in self.summary.items():
+            numbers |= {name: score.value, f"{name}_standard_error": score.standard_error}
+        return numbers | {"tasks": {name: score.value for name, score in self.tasks.items()}}
 
 
 class RelativeScores(BaseModel):
@@ -116,7 +126,7 @@ def own_scores(rows: Sequence[RowScores], specialists: Mapping[str, str]) -> dic
         named = (row for row in rows if row.name in (checkpoint, f"{checkpoint}-reset"))
         found = [row.tasks[task] for row in named if task in row.tasks]
         if found:
-            own[task] = max(found, key=lambda score: score.value)
+            own[task] = max(found, key=lambda score: score.goodness)
     return own
 
 

@@ -1,4 +1,4 @@
-"""The result table: one row per model, one column per task, then their mean and the joint accuracy, in percent."""
+"""The result table: one row per model, one column per task, then their mean and the joint accuracy."""
 
 from __future__ import annotations
 
@@ -6,25 +6,36 @@ from rich import box
 from rich.table import Table
 
 from mergeline.comparison import RESULT
+from mergeline.evaluation.kinds import WORDS
 from mergeline.evaluation.relative import Relative
+from mergeline.evaluation.score import Score
 from mergeline.report.result import Comparison, RowScores
 
 
 def header(comparison: Comparison) -> list[str]:
     """Column titles."""
-    outside = [f"{task} (outside)" for task in comparison.result.outside]
-    return ["method", *comparison.result.tasks, "mean of tasks", "joint", *outside]
+    measure, outside = comparison.result.mean.measure, []
+    for task, score in comparison.result.outside.items():
+        outside.append(f"{task} (outside{'' if score.measure == measure else f', {WORDS[score.measure]}'})")
+    joint = ["joint"] if comparison.result.joint else []
+    return ["method", *comparison.result.tasks, "mean of tasks", *joint, *outside]
 
 
 def cells(row: RowScores) -> list[str]:
-    """One row as text, in percent with standard errors."""
-    scores = (*row.tasks.values(), row.mean, row.joint, *row.outside.values())
+    """One row as text, with standard errors; shares in percent."""
+    scores = (*row.tasks.values(), *row.summary.values(), *row.outside.values())
     return [row.label, *map(str, scores)]
+
+
+def words_of(comparison: Comparison) -> str:
+    """What the numbers of the table are, in words."""
+    return WORDS[comparison.result.mean.measure]
 
 
 def terminal_table(comparison: Comparison) -> Table:
     """The table for a terminal; the result stands last, in bold. Scores stay whole where it is narrow, names wrap."""
-    table = Table(box=box.SIMPLE_HEAD, title=f"{comparison.plan}: accuracy in % ± standard error", padding=(0, 0, 0, 1))
+    title = f"{comparison.plan}: {words_of(comparison)} ± standard error"
+    table = Table(box=box.SIMPLE_HEAD, title=title, padding=(0, 0, 0, 1))
     table.add_column("method", overflow="fold")
     for title in header(comparison)[1:]:
         table.add_column(title.replace("-", "-\n").replace(" of ", "\nof "), justify="right", no_wrap=True, min_width=8)
@@ -51,14 +62,17 @@ def own_table(comparison: Comparison) -> str:
         return ""
     lines = [["task", comparison.result.label, "own model", "change", "normalised"]]
     for task, one in found.tasks.items():
-        lines.append([task, str(comparison.result.tasks[task]), str(comparison.own[task]), *_relative(one)])
-    lines.append([f"**{text}**" if text else "" for text in ("mean", "", "", *_relative(found.mean))])
+        score = comparison.result.tasks[task]
+        lines.append([task, str(score), str(comparison.own[task]), *_relative(one, score)])
+    mean = _relative(found.mean, comparison.result.mean)
+    lines.append([f"**{text}**" if text else "" for text in ("mean", "", "", *mean)])
     return _markdown(lines)
 
 
-def _relative(found: Relative) -> list[str]:
-    """The change in percentage points, and the share of the own model's score in percent."""
-    change = f"{100 * found.change:+.1f} ± {100 * found.change_error:.1f}"
+def _relative(found: Relative, score: Score) -> list[str]:
+    """The change (of shares in percentage points), and the share of the own model's score in percent."""
+    digits = 1 if score.measure == "share" else 3
+    change = f"{score.scale * found.change:+.{digits}f} ± {score.scale * found.change_error:.{digits}f}"
     if found.normalised is None or found.normalised_error is None:
         return [change, "none"]
     return [change, f"{100 * found.normalised:.1f} ± {100 * found.normalised_error:.1f}"]

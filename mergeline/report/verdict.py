@@ -18,7 +18,7 @@ Standing = Literal["above", "about the same", "below"]
 
 @dataclass(frozen=True)
 class Beside:
-    """What the result is compared with, on the mean of the tasks. difference: result - other, with standard error."""
+    """What the result is compared with, on the mean of the tasks. difference: how much better the result is."""
 
     what: str
     score: Score
@@ -31,6 +31,18 @@ class Beside:
         if abs(self.difference) <= 2 * self.standard_error:
             return "about the same"
         return "above" if self.difference > 0 else "below"
+
+    @property
+    def shown(self) -> str:
+        """The difference of the numbers themselves, shares in percentage points."""
+        scale, digits = self.score.scale, 1 if self.score.measure == "share" else 3
+        number = -self.difference if self.score.lower_is_better else self.difference
+        return f"{scale * number:+.{digits}f} ± {scale * self.standard_error:.{digits}f}"
+
+    @property
+    def word(self) -> str:
+        """The standing in words that hold where lower is better, too."""
+        return {"above": "better", "below": "worse"}.get(self.standing, self.standing)
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ def verdict(plan: Plan, comparison: Comparison) -> Verdict:
     """Compare with the task models each on its own task, the ensemble and the best average. Needs measured rows."""
     result = comparison.result.mean
     found = {kind: _beside(what, score, result) for kind, what, score in _others(plan, comparison)}
-    above = tuple(row.label for row in comparison.rows if row.name != RESULT and row.mean.value > result.value)
+    above = tuple(row.label for row in comparison.rows if row.name != RESULT and row.mean.goodness > result.goodness)
     headline, standing = _headline({kind: other.standing for kind, other in found.items()})
     return Verdict(headline, standing, tuple(found.values()), above)
 
@@ -55,7 +67,7 @@ def verdict(plan: Plan, comparison: Comparison) -> Verdict:
 def _headline(standings: dict[str, Standing]) -> tuple[str, Standing | None]:
     average, models, ensemble = (standings.get(kind) for kind in ("average", "models", "ensemble"))
     if average == "below":
-        return "Not good enough: averaging the same models scores higher.", "below"
+        return "Not good enough: averaging the same models scores better.", "below"
     if average == "about the same" and models != "above":
         return "Not good enough: no better than averaging the same models.", "below"
     if models == "below":
@@ -81,10 +93,10 @@ def _others(plan: Plan, comparison: Comparison) -> Iterator[tuple[str, str, Scor
     if "ensemble" in rows:
         yield "ensemble", rows["ensemble"].label, rows["ensemble"].mean
     if averages := [rows[name] for name in ("average", "aligned-average") if name in rows]:
-        best = max(averages, key=lambda row: row.mean.value)
+        best = max(averages, key=lambda row: row.mean.goodness)
         yield "average", best.label, best.mean
 
 
 def _beside(what: str, score: Score, result: Score) -> Beside:
     error = math.hypot(score.standard_error, result.standard_error)
-    return Beside(what, score, result.value - score.value, error)
+    return Beside(what, score, result.goodness - score.goodness, error)

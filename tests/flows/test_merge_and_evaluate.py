@@ -97,7 +97,7 @@ def test_the_published_model_scores_what_the_table_says(first):
         module.load_state_dict(load_file(output / "model.safetensors"))
         module.load_state_dict(load_file(output / "normalization" / f"{task.domain}.safetensors"), strict=False)
         examples = load_images("data/datasets/fashion_mnist", "test", where=task.where)
-        logits = prototype_logits(predict_logits(module, examples.images), prototypes)
+        logits = prototype_logits(predict_logits(module, examples.inputs), prototypes)
         assert accuracy(logits, examples.labels, task.classes) == outcome.comparison.result.tasks[task.name]
 
 
@@ -111,7 +111,7 @@ def test_the_published_model_carries_the_statistics_of_all_calibration_pictures(
     module = build_model(plan.architecture.factory, plan.architecture.kwargs)
     published_state = load_file(output / "model.safetensors")
     module.load_state_dict(published_state)
-    pictures = load_images("data/datasets/fashion_mnist", "calibration").images
+    pictures = load_images("data/datasets/fashion_mnist", "calibration").inputs
     again = reset_normalization(module, pictures.split(plan.calibration.batch_size)).state_dict()
     for name, tensor in published_state.items():
         assert again[name].allclose(tensor, rtol=1e-4, atol=1e-5), name

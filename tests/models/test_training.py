@@ -152,4 +152,4 @@ def test_targets_are_groups_of_classes(folder: Path) -> None:
     pictures = load_images(folder, "train")
     images, places = select(pictures, [(0, 2), (1,)], limit=5)
     assert places.tolist() == [0, 1, 0, 0, 1]
-    assert torch.equal(images, pictures.images[[0, 1, 2, 10, 11]])
+    assert torch.equal(images, pictures.inputs[[0, 1, 2, 10, 11]])

@@ -47,7 +47,7 @@ def test_the_verdict_comes_first_and_the_result_is_emphasised():
 @pytest.mark.parametrize(
     ("scores", "headline", "standing"),
     [
-        ({"result": 0.4, "average": 0.5}, "Not good enough: averaging the same models scores higher.", "below"),
+        ({"result": 0.4, "average": 0.5}, "Not good enough: averaging the same models scores better.", "below"),
         ({"result": 0.5, "average": 0.5}, "Not good enough: no better than averaging the same models.", "below"),
         ({"result": 0.7, "average": 0.5}, "Better than averaging, but worse than its own task models", "below"),
         ({"result": 0.7}, "Worse than its own task models", "below"),

@@ -5,6 +5,7 @@ from PIL import Image
 
 from mergeline.plan import Dataset
 from tasks.inputs import take_slice
+from tests.texts import write_texts, write_tokenizer
 
 
 def test_an_image_folder_is_converted_once_and_again_where_a_file_changed(state, tmp_path):
@@ -19,3 +20,14 @@ def test_an_image_folder_is_converted_once_and_again_where_a_file_changed(state,
     changed = take_slice(dataset, "test", {})
     assert changed.load().labels.tolist() == [0, 0]
     assert changed.file.sha256 != taken.file.sha256
+
+
+def test_texts_are_tokens_and_the_tokenizer_is_part_of_the_slice(state, tmp_path):
+    tokenizer = write_tokenizer(tmp_path / "base")
+    write_texts(tmp_path / "data" / "test.parquet", ["chess", "game of chess"], [0, 1], ["a", "b"])
+    dataset = Dataset(path=tmp_path / "data", prototypes="p", text_column="text", tokenizer=tokenizer, max_length=4)
+    taken = take_slice(dataset, "test", {})
+    assert taken.has_texts and taken.load().inputs[:, 0].tolist() == [[2, 6, 3, 0], [2, 4, 5, 3]]
+    tokenizer.write_text(tokenizer.read_text().replace("chess", "chest"))
+    changed = take_slice(dataset, "test", {})
+    assert changed != taken and changed.load().inputs[0, 0].tolist() == [2, 1, 3, 0]
