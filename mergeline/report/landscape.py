@@ -162,7 +162,7 @@ def _plane_caption(landscape: LossLandscape) -> str:
 def _data(landscape: LossLandscape) -> str:
     same = "which also measures the result" if landscape.of_result else "which does not measure the result"
     return (
-        f"Loss on the split `{landscape.split}`, {same}; normalisation statistics are measured anew at every point, "
+        f"Loss on the split {landscape.split}, {same}; normalisation statistics are measured anew at every point, "
         f"the models themselves included."
     )
 

@@ -59,7 +59,7 @@ def test_alignment_lowers_the_barrier_between_the_bases(found):
 def test_the_reports_show_it_and_say_which_data_it_is(surveyed):
     page, text = ((surveyed[1] / name).read_text() for name in ("report.html", "report.md"))
     assert "Loss on the plane through the models" in page
-    assert "Loss on the split `validation`, which does not measure the result" in page
+    assert "Loss on the split validation, which does not measure the result" in page
     assert "![loss between models](landscape/lines.png)" in text
     assert "| base-a to base-b | before alignment |" in text
     lineage = json.loads((surveyed[1] / "lineage.json").read_text())

@@ -56,9 +56,9 @@ def test_the_pictures_say_in_words_what_they_show():
     assert "base to a$1$: barrier 4.50 before alignment, 0.00 after alignment." in lines.alt
     assert "a$1$ to _b: barrier 0.00 in one unit order." in lines.caption
     for picture in (plane, lines):
-        assert "on the split `validation`, which does not measure the result" in picture.caption
+        assert "on the split validation, which does not measure the result" in picture.caption
     (again, _) = pictures_of(landscape(of_result=True), {"plane": b"", "lines": b""})
-    assert "on the split `validation`, which also measures the result" in again.caption
+    assert "on the split validation, which also measures the result" in again.caption
 
 
 def test_a_model_beside_the_plane_is_named():
