@@ -68,6 +68,8 @@ sync: $(READY) ## deliver to MLflow what it did not take while it was down
 	@python -m flows.sync_tracking
 
 clean: ## remove caches and intermediate artifacts; the published result and the environment stay
+	@test -n "$(FORCE)" || test -z "$$(ls .store/registered 2>/dev/null)" || { echo "nothing removed: .store has weights that\
+		registered models have nowhere else; make clean FORCE=1 removes these, too"; exit 1; }
 	rm -rf .store .prefect .links .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # pip's own byte-compiling is skipped and done in parallel: imports need it, and it is faster this way.

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mergeline.alignment.alignment import Alignment, identity_alignment
-from mergeline.alignment.apply import merge_aligned
+from mergeline.alignment.merge import merge_aligned
 from mergeline.alignment.search import Matcher
 from mergeline.alignment.solve import Space, solve
 from mergeline.calibration.normalization import reset_normalization

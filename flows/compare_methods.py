@@ -5,35 +5,63 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from flows.command_line import quiet_prefect
-from flows.merge_and_evaluate import merge_and_evaluate
+from flows.merge_and_evaluate import align_families, merge_and_evaluate, merge_rows
+from flows.search_coefficients import search_coefficients
+from mergeline.comparison import aligns, result_row
 from mergeline.errors import InputError
-from mergeline.grid import folder_of, load_cells, on_split, read_grid
+from mergeline.grid import Cell, folder_of, load_cells, read_grid
 from mergeline.plan import Plan
 from mergeline.redaction import redact
-from mergeline.report.leaderboard import Leaderboard
+from mergeline.report.leaderboard import Leaderboard, Measured
+from mergeline.report.result import RowScores
+from mergeline.search.space import plan_at
+from tasks.checkpoints import download_checkpoint
+from tasks.evaluation import evaluate
+from tasks.job import Job
 from tasks.leaderboard import begin_comparison, identity_of, publish_leaderboard, record_comparison
+from tasks.progress import Progress
 from tasks.recording import Part
 from tasks.runners import plan_flow
 
 
 @plan_flow("compare-methods")
-def compare_methods(plan: Plan, cells: Mapping[str, Plan]) -> Leaderboard:
-    """One run per cell, one after the other; what they share is computed by the first and cached for the rest."""
+def compare_methods(plan: Plan, cells: Sequence[Cell]) -> Leaderboard:
+    """One run per cell and repeat, one after the other; what they share is computed by the first and cached."""
     choose, identity = plan.compare and plan.compare.choose, identity_of(plan, cells)
     begin_comparison(plan, identity)
-    measured = {}
-    for name, cell in tqdm(cells.items(), desc="cells", unit="cell", disable=None):
-        tried = merge_and_evaluate(on_split(cell, choose.split)).comparison.result if choose else None
-        measured[name] = cell, merge_and_evaluate(cell, Part(whole=identity, name=name)).comparison.result, tried
+    measured = []
+    for cell in tqdm(cells, desc="cells", unit="cell", disable=None):
+        made = searched(cell.plan) if cell.plan.search else cell.plan
+        tried = scores_on(made, choose.split) if choose else None
+        part = Part(whole=identity, name=cell.name, repeat=cell.repeat)
+        measured.append(Measured(cell=cell, scores=merge_and_evaluate(made, part).comparison.result, tried=tried))
     leaderboard = Leaderboard.of(plan, measured)
     files = publish_leaderboard(plan, leaderboard)
     record_comparison(plan, leaderboard, files, identity)
     return leaderboard
+
+
+def scores_on(plan: Plan, split: str) -> RowScores:
+    """What the result of a plan scores on other data of its tasks; nothing of it is published or recorded."""
+    job, progress, row = Job(plan), Progress(), result_row(plan)
+    sources = {spec.name: download_checkpoint.submit(**job.source(spec)) for spec in plan.checkpoints}
+    checkpoints = progress.results("download", sources)
+    aligned = align_families(job, plan.align, checkpoints, progress) if plan.align and aligns(plan) else None
+    inputs = job.merge_inputs(row, checkpoints, aligned.alignment if aligned else None)
+    merged, _ = merge_rows(job, {row.name: row}, {row.name: inputs}, progress)
+    call = job.evaluation(row, checkpoints, merged, job.domains_on(split))
+    return progress.results("choose", {row.name: evaluate.submit(**call)})[row.name]
+
+
+def searched(cell: Plan) -> Plan:
+    """The cell with the best coefficients of a search, which is not recorded: it only chooses."""
+    aside = cell.model_copy(update={"tracking": cell.tracking.model_copy(update={"enabled": False})})
+    return plan_at(cell, search_coefficients(aside, cell.output.parent / "searched" / cell.output.name).point)
 
 
 def main() -> int:

@@ -96,7 +96,7 @@ def compare(
     with failures_told(plan, "compare"):
         cells = load_cells(params, overrides, grid)
     leaderboard = compare_methods(plan, cells)
-    return Completed(message=f"{len(cells)} cells; the best: {leaderboard.rows[0].cell}")
+    return Completed(message=f"{len({cell.name for cell in cells})} cells; the best: {leaderboard.rows[0].cell}")
 
 
 def _plan(params: str, overrides: list[str], *, searched: bool = False) -> Plan:

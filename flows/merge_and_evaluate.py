@@ -14,7 +14,7 @@ from tasks.chart import draw_comparison
 from tasks.checkpoints import download_checkpoint
 from tasks.dashboard import show_outcome
 from tasks.evaluation import evaluate
-from tasks.evidence import collector
+from tasks.evidence import collector, each
 from tasks.exporting import export_model
 from tasks.families import represent_family
 from tasks.findings import Aligned, map_similarity
@@ -88,8 +88,8 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
     )
     drawn = put_json(comparison.model_dump(mode="json"), "comparison")
     charts = {"chart": draw_comparison.submit(drawn)} if comparison.rows else {}
-    publish_run(plan, made, comparison, progress.results("draw", charts).get("chart"))
-    recorded = record_run(plan, made, comparison, progress.count(), part)
+    report = publish_run(plan, made, comparison, progress.results("draw", charts).get("chart"))
+    recorded = record_run(plan, made, comparison, report, progress.count(), part)
     outcome = Outcome(comparison=comparison, stages=progress.count(), recorded=recorded)
     progress.finish()
     return show_outcome(plan, outcome)
@@ -128,7 +128,7 @@ def measure_models(
         for model, arguments in models.items()
     }
     found = progress.results("measure", measured)
-    evidence = {name: [found[f"{name} {model}"] for model in models] for name, models in asked.items()}
+    evidence = {name: each(found[f"{name} {model}"] for model in models) for name, models in asked.items()}
     return {name: inputs.model_copy(update={"evidence": evidence[name]}) for name, inputs in merges.items()}
 
 

@@ -18,7 +18,7 @@ _HOME = {
     "Alignment": "mergeline.alignment.alignment",
     "align": "mergeline.alignment.solve",
     "apply_alignment": "mergeline.alignment.apply",
-    "merge_aligned": "mergeline.alignment.apply",
+    "merge_aligned": "mergeline.alignment.merge",
     "pcb_merge": "mergeline.balancing.pcb",
     "merge": "mergeline.merging.engine",
     "open_checkpoint": "mergeline.checkpoints.readers",

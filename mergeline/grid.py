@@ -1,4 +1,4 @@
-"""The cells of a comparison: every named change of a plan with every combination of some values, each a plan."""
+"""The cells of a comparison: every named change of a plan with every combination of some values, in every repeat."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field
 
 from mergeline.errors import InputError
 from mergeline.plan import Compare, Merge, Plan
@@ -42,46 +44,75 @@ def read_grid(arguments: Sequence[str]) -> dict[str, list[Any]]:
     return grid
 
 
+class Cell(BaseModel):
+    """A plan by its name in a comparison, in one of its repeats. repeat, group: "" where it is tried once.
+
+    Written down it is without its plan: hundreds of them are more than Prefect takes as a parameter of a flow.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    plan: Plan = Field(exclude=True, repr=False)
+    repeat: str = ""
+    group: str = ""
+
+
 def load_cells(
     params: str | Path, overrides: Sequence[str] = (), grid: Mapping[str, Sequence[Any]] | None = None
-) -> dict[str, Plan]:
-    """The plan of every cell by its name. grid: in place of that of the plan.
+) -> list[Cell]:
+    """The plan of every cell in every repeat, cell by cell. grid: in place of that of the plan.
 
     A cell publishes into a folder of its own, compares nothing beside its result, registers nothing and tells nobody.
-    Raises PlanError with the faults of all cells at once, each with the place of its cell.
+    Its coefficients are searched where it changes `search`. Raises PlanError with the faults of all at once, each with
+    the place of its cell; those of a repeat by itself come first, and alone.
     """
     plan = load_plan(params, overrides)
     wanted = plan.compare or Compare()
     grid = grid or wanted.grid
+    written = read_sections(params, overrides)[0]
+    repeats = list(_repeats(wanted.over))
     faults = list(_comparison_faults(plan, wanted, grid))
+    faults += [
+        f"{at.place}: {fault}" for at in repeats if at.group for fault in plan_of(changed(written, at.changes))[1]
+    ]
     if faults:
         raise PlanError([f"{params}: {fault}" for fault in faults])
-    cells: dict[str, Plan] = {}
+    cells: list[Cell] = []
+    places: dict[tuple[str, str], str] = {}  # cell and fault -> the first repeat that has it
     for number, (name, place, changes, settings) in enumerate(_combinations(wanted.cells, grid)):
-        raw = changed(read_sections(params, overrides)[0], changes)
-        wrong = [fault for setting in settings if (fault := override_field(raw, setting))]
-        _set_apart(raw, folder_of(plan) / _folder_name(number, name))
-        cell, more = plan_of(raw)
-        faults += [f"{params}: {place}: {fault}" for fault in wrong or more]
-        cells[name] = cell or plan
-    if faults:
-        raise PlanError(faults)
+        for at in repeats:
+            raw = changed(changed(written, at.changes), changes)
+            wrong = [fault for setting in settings if (fault := override_field(raw, setting))]
+            searched = changes.get("search") is not None
+            _set_apart(raw, folder_of(plan) / at.folder / _folder_name(number, name), searched)
+            cell, more = plan_of(raw, searched=searched)
+            for fault in wrong or more:
+                places.setdefault((place, fault), "" if at is repeats[0] else f" ({at.place})")
+            cells.append(Cell(name=name, plan=cell or plan, repeat=at.name, group=at.group))
+    if places:
+        raise PlanError([f"{params}: {place}{at}: {fault}" for (place, fault), at in places.items()])
     return cells
 
 
-def on_split(cell: Plan, split: str) -> Plan:
-    """The same cell, measured on another split of its tasks' data, published aside and not recorded.
+@dataclass(frozen=True)
+class _Repeat:
+    """What one repeat of all cells changes in the plan; place: in the plan; folder: within that of the comparison."""
 
-    Tasks outside are of no use for a choice, and need not have that split: they are left out.
-    """
-    return cell.model_copy(
-        update={
-            "tasks": [task.model_copy(update={"split": split}) for task in cell.tasks if task.checkpoint is not None],
-            "output": cell.output.parent / f"on-{split}" / cell.output.name,
-            "landscape": None,
-            "tracking": cell.tracking.model_copy(update={"enabled": False}),
-        }
-    )
+    name: str
+    group: str
+    place: str
+    folder: str
+    changes: dict[str, Any]
+
+
+def _repeats(over: Mapping[str, Sequence[dict[str, Any]]]) -> Iterator[_Repeat]:
+    if not over:
+        yield _Repeat("", "", "", "", {})
+    for place, (group, repeats) in enumerate(over.items()):
+        for number, changes in enumerate(repeats):
+            name = group if len(repeats) == 1 else f"{group}, {number + 1}"
+            yield _Repeat(name, group, f"compare.over.{group}[{number}]", _folder_name(place, name), changes)
 
 
 def changed(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,10 +165,12 @@ def _comparison_faults(plan: Plan, wanted: Compare, grid: Mapping[str, Sequence[
             yield f"compare.grid.{field}: {twice} is listed twice"
         if re.split(r"[.\[]", field)[0] in OF_ALL:
             yield f"compare.grid.{field}: all cells have the same; leave it out"
-    for name, changes in wanted.cells.items():
+    named = {f"compare.cells.{name}": changes for name, changes in wanted.cells.items()}
+    named |= {at.place: at.changes for at in _repeats(wanted.over)}
+    for place, changes in named.items():
         for section in OF_ALL:
             if section in changes:
-                yield f"compare.cells.{name}.{section}: all cells have the same; leave it out"
+                yield f"{place}.{section}: all cells have the same; leave it out"
 
 
 def _folder_name(number: int, name: str) -> str:
@@ -145,7 +178,9 @@ def _folder_name(number: int, name: str) -> str:
     return f"{number:03d}-" + re.sub(r"[^\w.=-]+", "-", name)[:80].strip("-")
 
 
-def _set_apart(raw: dict[str, Any], output: Path) -> None:
+def _set_apart(raw: dict[str, Any], output: Path, searched: bool) -> None:
     raw |= _QUIET | {"output": str(output), "compare": None}
+    if not searched:  # that of the plan is for a search of its own
+        raw["search"] = None
     raw["evaluation"] = (raw.get("evaluation") or {}) | {"compare": []}
     raw["notify"] = (raw.get("notify") or {}) | {"on": []}

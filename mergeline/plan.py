@@ -16,7 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from mergeline.evaluation.kinds import is_classification, label_space, share_labels
+from mergeline.evaluation.kinds import is_classification, label_space, measures_of, share_labels
+from mergeline.evaluation.score import Measure
 from mergeline.plan_data import Calibration, Dataset, Section, Task
 from mergeline.redaction import redact, redact_path
 
@@ -99,6 +100,11 @@ class Evidence(Section):
 
     split: str = Field(default="calibration", description="never the one that measures the result")
     batches: int | None = Field(default=4, gt=0, description="of the calibration's batch size, per task; null: all")
+    classes: Literal["any", "own"] | None = Field(
+        default=None,
+        description="what regmean and regmean_plusplus take: examples of any class, or of the task's own, whose labels "
+        "are read; where not given, any for the first and own for the second",
+    )
 
 
 class Merge(BaseModel):
@@ -255,6 +261,11 @@ class Compare(Section):
     cells: dict[Annotated[str, Field(min_length=1)], dict[str, Any]] = Field(
         default={}, description="name of a cell -> what it changes in the plan: {weight zip: {align: {space: weight}}}"
     )
+    over: dict[Annotated[str, Field(min_length=1)], Annotated[list[dict[str, Any]], Field(min_length=1)]] = Field(
+        default={},
+        description="name -> repeats, each what it changes in the plan: every cell is tried in all of them, and its "
+        "score is the mean: {4 of 6 models: [{checkpoints: [...], tasks: [...]}, ...]}",
+    )
     choose: Choose | None = Field(default=None, description="mark the best cell of every merging method")
     metric: Literal["mean", "joint"] = Field(default="mean", description="what the cells are ranked by")
 
@@ -350,6 +361,11 @@ class Plan(Section):
     def heads(self) -> list[str]:
         """The parts of the module that are not merged, because tasks take them from their own checkpoints."""
         return sorted({task.head for task in self.tasks if task.head is not None})
+
+    @property
+    def measure(self) -> Measure:
+        """What the mean over the tasks is a mean of; the plan was checked to have one."""
+        return next(iter(measures_of(task.metric for task in self.tasks if task.checkpoint is not None)), "share")
 
     @property
     def joint_tasks(self) -> list[Task]:

@@ -13,7 +13,14 @@ from mergeline.merging import registry
 from mergeline.merging.patterns import pattern_faults
 from mergeline.plan import INITIAL, Merge
 from mergeline.plan_kinds import kind_faults, kind_of
-from mergeline.plan_surroundings import address_faults, architecture_faults, class_faults, column_faults, output_faults
+from mergeline.plan_surroundings import (
+    address_faults,
+    architecture_faults,
+    class_faults,
+    column_faults,
+    output_faults,
+    sample_faults,
+)
 from mergeline.search.space import check_searchable
 
 RESERVED = (INITIAL, "merged", "ensemble", "average", "aligned-average", "unaligned-mean", "unaligned-first")
@@ -116,6 +123,8 @@ def _split_faults(place: str, entry: dict[str, Any], datasets: dict[str, Any], d
         yield f"{place}.split: '{split}' is not a split of {folder} ({', '.join(splits)}){nearest(split, splits)}"
     else:
         yield from column_faults(place, entry, datasets[name], name, splits[split])
+        if place == "calibration":
+            yield from sample_faults(entry, splits[split])
 
 
 def _task_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> Iterator[str]:
@@ -250,6 +259,8 @@ def _evidence_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) -> 
     split = evidence.get("split", "calibration") if isinstance(evidence, dict) else "calibration"
     if any(task.get("split", "test") == split for task in tasks):
         yield f"merge.evidence.split: tasks are measured on '{split}'; weigh the models by other data"
+    if isinstance(evidence, dict) and evidence.get("classes") == "any" and registry.get(name).evidence == "fisher":
+        yield "merge.evidence.classes: 'fisher' takes labels among the task's own classes; leave it out"
     if isinstance(datasets := raw.get("datasets"), dict):
         faults = (_split_faults("merge.evidence", {**task, "split": split}, datasets, split) for task in tasks)
         yield from dict.fromkeys(fault for found in faults for fault in found)

@@ -82,6 +82,8 @@ class Calibration(Section):
     split: str = "calibration"
     where: dict[str, str] = Field(default={}, description="keep the rows whose columns have these values")
     batch_size: int = Field(default=100, gt=0)
+    sample: int | None = Field(default=None, gt=0, description="so many of these rows, drawn at random; null: all")
+    draw: int = Field(default=0, ge=0, description="which sample: all numbers have other rows, as far as they go")
 
 
 class Task(Section):

@@ -27,6 +27,8 @@ def kind_faults(raw: Raw, tasks: list[Raw]) -> Iterator[str]:
     datasets = raw.get("datasets") if isinstance(raw.get("datasets"), dict) else {}
     for i, task in enumerate(tasks):
         yield from _own_faults(f"tasks[{i}]", task, (datasets or {}).get(str(task.get("dataset"))))
+        if task.get("head") is not None and _are_adapters(raw):
+            yield f"tasks[{i}].head: the checkpoints are adapters, which are merged without a module; leave it out"
     yield from _mean_faults(tasks)
     yield from _joint_faults(raw, tasks)
     yield from _gate_faults(raw, tasks)
@@ -35,6 +37,12 @@ def kind_faults(raw: Raw, tasks: list[Raw]) -> Iterator[str]:
 def kind_of(task: Raw) -> str:
     """The kind of a task as it was written."""
     return str(task.get("kind", PROTOTYPES))
+
+
+def _are_adapters(raw: Raw) -> bool:
+    checkpoints = raw.get("checkpoints")
+    entries = checkpoints if isinstance(checkpoints, list) else []
+    return any(isinstance(entry, dict) and entry.get("base") == "initial" for entry in entries)
 
 
 def _metric_of(task: Raw) -> str:

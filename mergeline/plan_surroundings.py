@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow
@@ -16,8 +17,8 @@ from mergeline.checkpoints.files import SUFFIXES, checkpoint_files, is_index
 from mergeline.errors import InputError, nearest
 from mergeline.evaluation.kinds import PROTOTYPES
 from mergeline.evaluation.kinds import columns_of as fields_of_columns
-from mergeline.evaluation.sources import columns_of, values_of
-from mergeline.redaction import unset
+from mergeline.evaluation.sources import columns_of, rows_of, values_of
+from mergeline.redaction import redact, unset
 
 REGISTERED = re.compile(r"models:/[^/@]+(@[^/@]+|/\d+)|runs:/[^/]+/[^/].*")
 """The addresses of MLflow: a version of a registered model, by alias or number, or an artifact of a run."""
@@ -37,6 +38,8 @@ def address_faults(uri: str) -> Iterator[str]:
     elif separator:
         for name in unset(uri):
             yield f"${{{name}}}: the environment has no variable of this name; set it where the run starts"
+        if "${" not in uri and (why := _broken(uri)):
+            yield f"'{redact(uri)}' leads nowhere ({why}); check it"
         known = {"http", "https", "hf", *fsspec.available_protocols()}
         if scheme not in known:
             yield f"'{scheme}://' is not a known kind of address{nearest(scheme, sorted(known))}"
@@ -51,6 +54,18 @@ def address_faults(uri: str) -> Iterator[str]:
             yield str(fault)
     elif uri and Path(uri).suffix not in SUFFIXES:
         yield f"'{uri}' is no kind of checkpoint that is known ({', '.join(SUFFIXES)})"
+
+
+def _broken(uri: str) -> str:
+    """Why an address cannot be taken apart, or ""; what Python says of it may quote a password."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return "its server is written wrongly"
+    try:
+        return "" if parts.scheme not in ("http", "https") or (parts.hostname and parts.port != 0) else "no server"
+    except ValueError:
+        return "the port is no number"
 
 
 def column_faults(place: str, entry: dict[str, Any], dataset: dict[str, Any], name: str, file: Path) -> Iterator[str]:
@@ -75,6 +90,22 @@ def column_faults(place: str, entry: dict[str, Any], dataset: dict[str, Any], na
         values = values_of(file, column)
         if str(value) not in values:
             yield f"{place}.where.{column}: no row of {file} has '{value}'{nearest(str(value), values, listed=True)}"
+
+
+def sample_faults(calibration: dict[str, Any], file: Path) -> Iterator[str]:
+    """A sample of more rows than a split has; what cannot be read or counted is said elsewhere."""
+    sample, draw, where = calibration.get("sample"), calibration.get("draw", 0), calibration.get("where") or {}
+    if file.is_dir() or not isinstance(sample, int) or not isinstance(draw, int) or not isinstance(where, dict):
+        return
+    try:
+        rows = rows_of(file, where)
+    except (OSError, KeyError, pyarrow.ArrowException):
+        return
+    if sample * (draw + 1) > rows:
+        yield (
+            f"calibration.sample: sample {draw} of {sample} rows each needs {sample * (draw + 1)} rows, and {file} has "
+            f"{rows} of these; draw fewer, or a lower number"
+        )
 
 
 def class_faults(place: str, task: dict[str, Any], dataset: dict[str, Any]) -> Iterator[str]:

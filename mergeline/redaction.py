@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from urllib.parse import quote, unquote, urlsplit
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 from mergeline.errors import InputError
 
@@ -13,8 +16,8 @@ MASK = "***"
 
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _SECRET_NAME = re.compile(
-    r"(?:^|_)(?:SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|WEBHOOK|AUTH_STRING|API_?KEY|ACCESS_KEY|PRIVATE_KEY)"
-    r"(?:_|$)(?!.*(?:PATH|FILE|DIR)$)",
+    r"(?:(?:^|_)(?:SECRET|TOKEN|PASSPHRASE|CREDENTIALS?|WEBHOOK|AUTH_STRING|API_?KEY|ACCESS_KEY|PRIVATE_KEY|ACCOUNT_KEY)"
+    r"|PASSWORD|PASSWD|_PASS|_PWD|(?:^|_)CONNECTION_STRING)(?:_|$)(?!.*(?:PATH|FILE|DIR)$)",  # PGPASSWORD, but not PWD
     re.IGNORECASE,
 )
 _PASSWORD_OF_A_VALUE = re.compile(r"(?:[A-Za-z][\w+.-]*://)?[^/\s@:]+:([^/\s]+)@")  # MLFLOW_TRACKING_URI and the like
@@ -60,6 +63,7 @@ def redact(text: str) -> str:
         text = text.replace(secret, MASK)
     if "://" in text:
         text = _USER_OF_A_URL.sub(lambda user: user[0] if _is_reference(user[0]) else f"{MASK}@", text)
+    if "?" in text:  # with or without the server: libraries quote "/model?sig=..." alone
         text = _KEY_IN_A_QUERY.sub(lambda key: key[0] if _REFERENCE.fullmatch(key[2]) else f"{key[1]}{MASK}", text)
     return text
 
@@ -74,17 +78,44 @@ def redact_path(url: str) -> str:
     """The server of a URL whose path is the secret, such as that of a webhook; a reference stays as it is."""
     if _REFERENCE.fullmatch(url):
         return url
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return MASK
     return f"{parts.scheme}://{parts.hostname}/{MASK}" if parts.scheme and parts.hostname else MASK
 
 
 def scrub(error: BaseException | None) -> None:
-    """Mask the secrets in what an exception, and those that it came of, will say."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
+    """Mask the secrets in what an exception, and those that it came of or holds, will say."""
+    waiting, seen = [error], set()
+    while waiting:
+        error = waiting.pop()
+        if error is None or id(error) in seen:
+            continue
         seen.add(id(error))
-        error.args = tuple(redact(part) if isinstance(part, str) else part for part in error.args)
-        error = error.__cause__ or error.__context__
+        error.args = redacted(error.args)
+        for name in ("filename", "filename2"):  # of an OSError, which says them beside its args
+            if isinstance(said := getattr(error, name, None), str) and (clean := redact(said)) != said:
+                with suppress(AttributeError):
+                    setattr(error, name, clean)
+        error.__dict__.update({name: redacted(value) for name, value in error.__dict__.items()})  # notes, too
+        held = [*error.args, *getattr(error, "exceptions", ())]
+        waiting += [error.__cause__, error.__context__, *(part for part in held if isinstance(part, BaseException))]
+
+
+def redacted(value: Any) -> Any:
+    """The texts of plain data without secrets, however deep; whatever else there is stays the very same."""
+    match value:
+        case str():
+            return redact(value)
+        case bytes():
+            clean = redact(text := value.decode(errors="replace"))
+            return value if clean == text else clean.encode()
+        case dict() if type(value) is dict:
+            return {key: redacted(part) for key, part in value.items()}
+        case list() | tuple() if type(value) in (list, tuple):
+            return type(value)(redacted(part) for part in value)
+    return value
 
 
 def keep_out(secret: str) -> None:
@@ -94,7 +125,13 @@ def keep_out(secret: str) -> None:
 
 def _known() -> list[str]:
     """The longest first: one may be a part of another."""
-    return sorted({form for value in _values() for form in (value, quote(value, safe=""))}, key=len, reverse=True)
+    return sorted({form for value in _values() for form in _forms(value)}, key=len, reverse=True)
+
+
+def _forms(value: str) -> Iterator[str]:
+    """A secret as it is, in an address, in a form, in JSON, and as Python shows it."""
+    yield from (value, quote(value, safe=""), quote(value), quote_plus(value))
+    yield from (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1])
 
 
 def _values() -> Iterator[str]:

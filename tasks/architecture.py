@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from tasks.code_version import code_version
-from tasks.inputs import DataSlice
+from tasks.inputs import DataSlice, import_first
 from tasks.policy import stage
 from tasks.store import ArtifactRef, put_file, take_file
 
@@ -35,6 +35,7 @@ class ArchitectureSpec(BaseModel):
 
     def load(self, checkpoint: Reader) -> nn.Module:
         """The module with the tensors of a checkpoint, in eval mode."""
+        import_first()  # a factory may import transformers, which torchmetrics does too
         from mergeline.models.load import load_model
 
         return load_model(self.factory, self.kwargs, checkpoint, self.heads)
@@ -57,7 +58,8 @@ def prove_symmetry(
     from mergeline.symmetry.text import read_symmetry
     from mergeline.symmetry.verify import proved
 
-    module, example = build_model(architecture.factory, architecture.kwargs), inputs.load().inputs[:2]
+    example = inputs.load().inputs[:2]
+    module = build_model(architecture.factory, architecture.kwargs)
     if rule is None:
         symmetry = derive_symmetry(module, (example,))
     elif _is_file(rule):

@@ -18,7 +18,7 @@ from mergeline.plan_surroundings import is_registered
 from tasks._env import state_directory
 from tasks.code_version import code_version
 from tasks.policy import patiently
-from tasks.published import PublishedFile, differences, published_now
+from tasks.published import PublishedFile, differences, is_of, published_now
 from tasks.secrets import revealed
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def fingerprint_or_none(plan: Plan) -> dict[str, str] | None:
 
 def _remember(plan: Plan, inputs: dict[str, str], flow_run: str) -> None:
     published = published_now(plan)
-    if published is None:
+    if published is None or not is_of(plan):  # another run has published over it since
         return
     success = Success(inputs=inputs, published=published, flow_run=flow_run, at=datetime.now(UTC))
     record = _record(plan)

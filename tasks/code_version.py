@@ -8,6 +8,7 @@ a run goes on does not become the version of what the code loaded before compute
 import ast
 import hashlib
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,14 @@ from threading import Lock
 
 # Other packages whose version may change a number.
 NUMERIC_PACKAGES = ("torch", "numpy", "scipy", "safetensors")
+# These may, too, where the project imports them: they read pictures, measure, draw.
+_COMPUTING = {"PIL", "matplotlib", "torchmetrics"}
+_PACKAGES = {
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+}  # as imported
 
 _PROJECT = {"mergeline", "tasks"}
 # These decide where bytes lie and whether a stage runs, never what it computes: mending them throws no result away.
@@ -47,18 +56,32 @@ _parsing = Lock()  # CPython 3.11 cannot parse in several threads at once: "AST 
 
 @cache
 def code_version(module: str) -> str:
-    """Digest of `module`, the project modules it reaches, and the versions of the numeric packages.
+    """Digest of `module`, the project modules it reaches, and the versions of the packages that compute.
 
-    The project is mergeline, tasks, and the package that `module` itself lies in (a user's own model code).
+    The project is mergeline, tasks, and the package that `module` itself lies in (a user's own model code), with what
+    lies beside that. Of other packages a user's code may import any, and all that it imports count.
     Raises ValueError for a module without a source file, and where one imports a name from the lazy package.
     """
-    lines = _source_lines([module]) + [f"{package} {installed(package)}" for package in NUMERIC_PACKAGES]
+    packages = sorted({*NUMERIC_PACKAGES, *_packages(module)})
+    lines = _source_lines([module]) + [f"{package} {installed(package)}" for package in packages]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def source_digest(modules: Iterable[str]) -> str:
     """Digest of the sources alone of several modules and what they reach: the same whatever is installed."""
     return hashlib.sha256("\n".join(_source_lines(modules)).encode()).hexdigest()
+
+
+def project_packages(module: str) -> set[str]:
+    """The top-level packages and modules that running `module` may load and a project has: its own, what lies beside
+    it, and ours where it uses it."""
+    with _parsing:
+        return {name.partition(".")[0] for name in _reachable(module)}
+
+
+def imported_packages(module: str) -> set[str]:
+    """The distributions that a user's `module`, and what of its project it loads, import from elsewhere."""
+    return {package for package in _packages(module) if installed(package) != "absent"}
 
 
 def _source_lines(modules: Iterable[str]) -> list[str]:
@@ -71,7 +94,6 @@ def _reachable(module: str) -> dict[str, Path]:
     """The project modules that importing and running `module` may load, with their files."""
     if _file(module) is None:
         raise ValueError(f"module {module!r} has no source file: a stage must live in a module that can be imported")
-    project = _PROJECT | {module.partition(".")[0]}
     found: dict[str, Path] = {}
     waiting = set(_loaded_by(module, module))
     while waiting:
@@ -81,8 +103,41 @@ def _reachable(module: str) -> dict[str, Path]:
             continue
         found[name] = path
         for reference in _read(path, name).references:
-            if reference.partition(".")[0] in project:
+            if _is_own(reference.partition(".")[0], module.partition(".")[0]):
                 waiting.update(_loaded_by(reference, name))
+    return found
+
+
+def _is_own(package: str, origin: str) -> bool:
+    """Whether a package is read as a part of the project: ours, the origin's, and what lies beside it in a project."""
+    if package in _PROJECT or package == origin:
+        return True
+    home = None if package in sys.stdlib_module_names else _home(package)
+    return home is not None and home == _home(origin)
+
+
+@cache
+def _home(package: str) -> Path | None:
+    """The folder that a package or top-level module lies in; None where that is not a project's."""
+    spec = _top_level(package)
+    if spec is None:
+        return None
+    places = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.has_location and spec.origin else ())]
+    home = Path(places[0]).resolve().parent if places else None
+    shared = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib", "platstdlib")}
+    return None if home is None or any(home.is_relative_to(folder) for folder in shared) else home
+
+
+def _packages(module: str) -> set[str]:
+    """The installed packages that the modules reached import, of those whose version may change a result."""
+    origin, found = module.partition(".")[0], set()
+    with _parsing:
+        for name, path in _reachable(module).items():
+            ours = name.partition(".")[0] in _PROJECT | {"flows"}
+            tops = {reference.partition(".")[0] for reference in _read(path, name).references}
+            for top in tops - sys.stdlib_module_names:
+                if top in _COMPUTING or not (ours or _is_own(top, origin)):
+                    found.add(_PACKAGES.get(top, top))
     return found
 
 

@@ -78,7 +78,7 @@ class Answers:
         """How good the answers to a task are. Raises InputError where they are none."""
         asked = self._domain.tasks[task]
         if is_classification(asked.kind):
-            return self._classified(asked.metric, self._logits_of(task), asked.classes)
+            return self._classified(asked.metric, self.logits(task), asked.classes)
         if asked.kind == CAUSAL_LM:
             from mergeline.evaluation.language import perplexity
 
@@ -98,19 +98,19 @@ class Answers:
             return log(self.score(task).value)
         from mergeline.evaluation.losses import mean_loss
 
-        return mean_loss(self._logits_of(task)[0], self._domain.examples.load().labels, asked.classes)
+        return mean_loss(self.logits(task)[0], self._domain.examples.load().labels, asked.classes)
 
     def accuracy(self, task: str) -> float | None:
         """Share of right answers of the modules at a classification; None of other kinds."""
         asked = self._domain.tasks[task]
         if not is_classification(asked.kind):
             return None
-        return self._classified("accuracy", self._logits_of(task), asked.classes).value
+        return self._classified("accuracy", self.logits(task), asked.classes).value
 
     def joint(self, classes: list[int] | None) -> Score:
         """Accuracy among the classes of all tasks (None: all that there are)."""
         asked = (task for task, one in self._domain.tasks.items() if is_classification(one.kind) and not one.outside)
-        return self._classified("accuracy", self._logits_of(next(asked)), classes)
+        return self._classified("accuracy", self.logits(next(asked)), classes)
 
     def _classified(self, metric: MetricName, logits: list[Tensor], classes: list[int] | None) -> Score:
         from mergeline.evaluation.metrics import ensemble_probabilities, score_by
@@ -131,8 +131,8 @@ class Answers:
             batch_size=self._batch_size,
         )
 
-    def _logits_of(self, task: str) -> list[Tensor]:
-        """Of every module the logits [n, labels]; tasks that are answered in one way share them."""
+    def logits(self, task: str) -> list[Tensor]:
+        """Of every module the logits [n, labels] of a classification; tasks that are answered in one way share them."""
         asked = self._domain.tasks[task]
         own = task if asked.head is not None else None
         key = (asked.kind, own or (repr(asked.classes) if asked.kind == HEAD else None))

@@ -11,7 +11,7 @@ from mergeline.report.result import RowScores
 from tasks.architecture import ArchitectureSpec
 from tasks.checkpoints import open_artifacts
 from tasks.domains import Answers, Domain, Heads
-from tasks.merging import MergeInputs
+from tasks.merge_inputs import MergeInputs
 from tasks.normalization import calibrated
 from tasks.policy import stage
 from tasks.store import ArtifactRef

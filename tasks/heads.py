@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.merging import MergeInputs
+from tasks.merge_inputs import MergeInputs
 from tasks.policy import stage
 from tasks.store import ArtifactRef, put_file
 

@@ -42,7 +42,10 @@ class Texts(BaseModel):
 
 
 class DataSlice(BaseModel):
-    """The rows of a Parquet file whose columns have the values of `where`, and how inputs are made of them."""
+    """The rows of a Parquet file whose columns have the values of `where`, and how inputs are made of them.
+
+    sample, draw: only so many of these rows, and which (`mergeline.evaluation.datasets.sample_rows`).
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,6 +53,8 @@ class DataSlice(BaseModel):
     where: dict[str, str]
     label_column: str
     inputs: Images | Texts
+    sample: int | None = None
+    draw: int = 0
 
     @property
     def has_texts(self) -> bool:
@@ -57,19 +62,20 @@ class DataSlice(BaseModel):
         return isinstance(self.inputs, Texts)
 
     def load(self) -> LabelledExamples:
-        """Decode the inputs; several stages that look at the same slice decode it once.
-
-        The first call also imports what reads and measures, before any stage does: the big libraries look at each
-        other, and fail where they find one half imported by another thread.
-        """
+        """Decode the inputs; several stages that look at the same slice decode it once."""
+        import_first()
         rows = (self.file.path, tuple(self.where.items()), self.label_column)
         with _decoding:
-            import mergeline.evaluation.metrics  # noqa: F401
-
             if isinstance(self.inputs, Texts):
                 texts = self.inputs
-                return _load_texts(*rows, texts.column, texts.tokenizer.path, texts.max_length)
-            return _load_images(*rows, self.inputs.column, self.inputs.mean, self.inputs.std)
+                found = _load_texts(*rows, texts.column, texts.tokenizer.path, texts.max_length)
+            else:
+                found = _load_images(*rows, self.inputs.column, self.inputs.mean, self.inputs.std)
+            if self.sample is None:
+                return found
+            from mergeline.evaluation.datasets import sample_rows
+
+            return sample_rows(found, self.sample, self.draw)
 
     def rows(self) -> datasets.Dataset:
         """The rows as they lie in the file, with all columns."""
@@ -102,10 +108,17 @@ class DataSlice(BaseModel):
         )
 
 
-def take_slice(dataset: Dataset, split: str, where: dict[str, str]) -> DataSlice:
+def take_slice(
+    dataset: Dataset, split: str, where: dict[str, str], sample: int | None = None, draw: int = 0
+) -> DataSlice:
     """Bring a split into the content store."""
     return DataSlice(
-        file=_take_split(dataset, split), where=where, label_column=dataset.label_column, inputs=_read_as(dataset)
+        file=_take_split(dataset, split),
+        where=where,
+        label_column=dataset.label_column,
+        inputs=_read_as(dataset),
+        sample=sample,
+        draw=draw,
     )
 
 
@@ -155,6 +168,15 @@ def take_prototypes(dataset: Dataset) -> ArtifactRef | None:
     if dataset.prototypes is None:
         return None
     return take_file(dataset.prototypes, "prototypes", source=str(dataset.prototypes))
+
+
+def import_first() -> None:
+    """Import what reads and measures, before a stage does anything else that imports much.
+
+    The big libraries look at each other, and fail where they find one half imported by another thread.
+    """
+    with _decoding:
+        import mergeline.evaluation.metrics  # noqa: F401
 
 
 _decoding = Lock()

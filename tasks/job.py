@@ -18,7 +18,8 @@ from tasks.code_version import code_version, installed
 from tasks.domains import Domain, Question
 from tasks.evidence import TaskData
 from tasks.inputs import DataSlice, Texts, take_prototypes, take_slice
-from tasks.merging import MergeInputs, evidence_of, merge_models
+from tasks.merge_inputs import MergeInputs
+from tasks.merging import evidence_of, merge_models
 from tasks.policy import at_hand
 from tasks.store import ArtifactRef
 
@@ -130,24 +131,40 @@ class Job:
         }
 
     def evidence(self, row: Row, inputs: MergeInputs) -> dict[str, dict[str, Any]]:
-        """For each model that a row merges, the arguments of what is measured of it; {} where the method asks nothing.
+        """For each model that a row merges, or for all together, the arguments of what is measured of it; {} where the
+        method asks nothing.
 
         Models of the first family keep their unit order, whether the row is aligned or not.
         """
-        options = row.merge.evidence
+        kind, options = evidence_of(row.merge), row.merge.evidence
+        if kind is None:
+            return {}
+        shared = {
+            "architecture": self.architecture,
+            "batches": options.batches,
+            "batch_size": self._calibration_options.batch_size,
+        }
+        tasks = {
+            name: [self._task_data(task, options.split) for task in self.plan.tasks if task.checkpoint == name]
+            for name in row.members
+        }
+        if kind == "merged_gram":
+            merge = row.merge
+            asked = {"method": merge.method, "options": merge.options, "by_pattern": merge.options_by_pattern}
+            members = {"names": list(row.members), "models": inputs, "tasks": list(tasks.values())}
+            return {"together": shared | members | asked | {"own": options.classes != "any"}}
+        if kind == "gram":
+            shared["own"] = options.classes == "own"
         return {
-            name: {
+            name: shared
+            | {
                 "name": name,
                 "model": MergeInputs(
                     models=[model], bases=[], families=[family], alignment=inputs.alignment if family else None
                 ),
-                "architecture": self.architecture,
-                "tasks": [self._task_data(task, options.split) for task in self.plan.tasks if task.checkpoint == name],
-                "batches": options.batches,
-                "batch_size": self._calibration_options.batch_size,
+                "tasks": tasks[name],
             }
             for name, model, family in zip(row.members, inputs.models, inputs.families, strict=True)
-            if evidence_of(row.merge)
         }
 
     def merge(self, row: Row, inputs: MergeInputs, coefficients: ArtifactRef | None) -> dict[str, Any]:
@@ -276,7 +293,8 @@ class Job:
 
     def _calibration(self, where: dict[str, str]) -> DataSlice:
         calibration = self._calibration_options
-        return take_slice(self.plan.datasets[calibration.dataset], calibration.split, where)
+        dataset = self.plan.datasets[calibration.dataset]
+        return take_slice(dataset, calibration.split, where, calibration.sample, calibration.draw)
 
     def _calibration_like(self, task: Task) -> DataSlice | None:
         """The calibration data that is like that of a task; None where the plan has none."""

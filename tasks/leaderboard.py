@@ -6,50 +6,59 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from prefect import task
 
-from mergeline.grid import folder_of
+from mergeline.grid import Cell, folder_of
 from mergeline.plan import WITHOUT_EFFECT, Plan
 from mergeline.redaction import redact
-from mergeline.report.leaderboard import Leaderboard
+from mergeline.report.leaderboard import Leaderboard, Value
 from tasks.changes import fingerprint_or_none
 from tasks.dashboard import show_table
 from tasks.store import publish, put_file
 
-TABLE, METRICS, CHART = "leaderboard.csv", "metrics.json", "leaderboard.png"
+TABLE, REPEATS, METRICS, CHART = "leaderboard.csv", "repeats.csv", "metrics.json", "leaderboard.png"
 
 
 @task(name="publish-leaderboard")
 def publish_leaderboard(plan: Plan, leaderboard: Leaderboard) -> list[Path]:
-    """The ranking as a table (CSV), as numbers that DVC reads (JSON), as a picture, and on Prefect's pages."""
+    """The ranking as a table (CSV), as numbers that DVC reads (JSON), as a picture, and on Prefect's pages; what
+    is tried in several repeats has a table of these, too."""
     from mergeline.report.chart import draw_leaderboard
 
-    folder, rows = folder_of(plan), leaderboard.table()
+    folder, rows, repeats = folder_of(plan), leaderboard.table(), leaderboard.table_of_repeats()
+    numbers = redact(json.dumps(leaderboard.metrics(), indent=1)) + "\n"
+    files = {
+        TABLE: put_file(partial(_write_table, rows), ".csv", "published"),
+        METRICS: put_file(lambda draft: draft.write_text(numbers), ".json", "published"),
+        CHART: put_file(lambda draft: draw_leaderboard(leaderboard, draft), ".png", "chart"),
+    }
+    if repeats:
+        files[REPEATS] = put_file(partial(_write_table, repeats), ".csv", "published")
+    for name, ref in files.items():
+        publish(ref, folder / name)
+    over = f", means over {len(leaderboard.repeats)} repeats" if repeats else ""
+    show_table(plan.name, "leaderboard", rows, f"{plan.name}: {len(rows)} rows by {leaderboard.metric}, in %{over}")
+    if repeats:
+        show_table(plan.name, "repeats", repeats, f"{plan.name}: every cell in every repeat, in %")
+    return [folder / name for name in files]
+
+
+def _write_table(rows: list[dict[str, Value]], draft: Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    files = {
-        TABLE: put_file(lambda draft: draft.write_text(redact(text.getvalue())), ".csv", "published"),
-        METRICS: put_file(
-            lambda draft: draft.write_text(redact(json.dumps(leaderboard.metrics(), indent=1)) + "\n"),
-            ".json",
-            "published",
-        ),
-        CHART: put_file(lambda draft: draw_leaderboard(leaderboard, draft), ".png", "chart"),
-    }
-    for name, ref in files.items():
-        publish(ref, folder / name)
-    show_table(plan.name, "leaderboard", rows, f"{plan.name}: {len(rows)} cells by {leaderboard.metric}; shares in %")
-    return [folder / name for name in files]
+    draft.write_text(redact(text.getvalue()))
 
 
-def identity_of(plan: Plan, cells: Mapping[str, Plan]) -> str:
+def identity_of(plan: Plan, cells: Sequence[Cell]) -> str:
     """The identity of the record of a comparison: the same for the same cells, data, checkpoints and code."""
-    said = {name: cell.model_dump_json(exclude=set(WITHOUT_EFFECT)) for name, cell in cells.items()}
+    without = set(WITHOUT_EFFECT) - {"search"}
+    said = [(cell.name, cell.repeat, cell.plan.model_dump_json(exclude=without)) for cell in cells]
     parts = [plan.name, str(folder_of(plan)), said, fingerprint_or_none(plan)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -82,7 +91,7 @@ def record_comparison(plan: Plan, leaderboard: Leaderboard, files: list[Path], i
         f"{plan.name} comparison",
         identity=identity,
         phase="ended",
-        metrics={"cells": len(leaderboard.rows)}
+        metrics={"cells": len(leaderboard.rows), "repeats": len(leaderboard.repeats)}
         | {f"best/{name}": score.value for name, score in best.summary.items()}
         | {f"best/{name}_standard_error": score.standard_error for name, score in best.summary.items()}
         | {f"best/task/{task}": score.value for task, score in best.tasks.items()},

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
-from mergeline.redaction import redact, scrub
+from mergeline.redaction import redact, redacted, scrub
 from tasks.measuring import peak_of_process
 
 EVENTS = logging.getLogger("mergeline.events")
@@ -31,7 +31,7 @@ _ready = False
 def tell(event: str, *, level: int = logging.INFO, **facts: Any) -> None:
     """Log one event with plain facts; those that are None are left out."""
     _get_ready()
-    facts = {name: value for name, value in facts.items() if value is not None}
+    facts = {name: redacted(value) for name, value in facts.items() if value is not None}
     EVENTS.log(level, "%s", _sentence(event, facts), extra={"event": event, "facts": facts | _run_ids()})
 
 

@@ -18,6 +18,7 @@ from tasks._env import state_directory
 from tasks.locks import exclusive
 
 RECORD = "record.json"
+_DRAFT = ".draft-"
 
 
 def one_sender() -> AbstractContextManager[None]:
@@ -32,22 +33,32 @@ def keep(experiment: str, identity: str, files: Sequence[Path], text: Callable[[
     """
     home = _folder(experiment)
     with one_sender():
-        for dead in home.glob(".draft-*"):
-            shutil.rmtree(dead, ignore_errors=True)
-        draft, folder = home / f".draft-{identity}", home / identity
+        for dead in home.glob(f"{_DRAFT}*"):
+            _settle(dead)
+        draft, folder = home / f"{_DRAFT}{identity}", home / identity
         draft.mkdir(parents=True)
         try:
             for number, path in enumerate(files):
                 (draft / str(number)).mkdir()
                 (shutil.copytree if path.is_dir() else shutil.copyfile)(path, draft / str(number) / path.name)
             copies = [folder / str(number) / path.name for number, path in enumerate(files)]
-            (draft / RECORD).write_text(text(copies), encoding="utf-8")
-            remove(folder)  # of an earlier attempt
+            (draft / "unfinished").write_text(text(copies), encoding="utf-8")
+            (draft / "unfinished").rename(draft / RECORD)
+            remove(folder)  # of an earlier attempt; whoever finds the whole draft without it puts that in its place
             draft.rename(folder)
         except OSError:
             shutil.rmtree(draft, ignore_errors=True)
             raise
     return folder
+
+
+def _settle(draft: Path) -> None:
+    """What a dead process left: a whole record gets its place where that is free, the rest goes. Call as one sender."""
+    folder = draft.with_name(draft.name.removeprefix(_DRAFT))
+    if (draft / RECORD).is_file() and not (folder / RECORD).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    shutil.rmtree(draft, ignore_errors=True)
 
 
 def waits(experiment: str, identity: str) -> bool:
@@ -65,6 +76,10 @@ def pending(experiment: str | None = None) -> list[Path]:
     """The folders of the records that are still to be sent (of one experiment, or of all), the oldest first."""
     found = []
     for folder in [_folder(experiment)] if experiment else (_home() / "pending").glob("*"):
+        if any(folder.glob(f"{_DRAFT}*/{RECORD}")):
+            with one_sender():  # whoever may be making it just now is done
+                for draft in folder.glob(f"{_DRAFT}*"):
+                    _settle(draft)
         for file in folder.glob(f"[!.]*/{RECORD}"):
             with suppress(FileNotFoundError):  # it was sent a moment ago
                 found.append((file.stat().st_mtime_ns, file.parent))

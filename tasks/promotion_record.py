@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 EARLIER = "mergeline.earlier_champions"  # tag of a model: versions that were the champion, the last one last
 INTENTION = "mergeline.unfinished_decision"  # tag of a model: what is being carried out
 ROLLED_BACK = "mergeline.rolled_back"  # tag of a version that was the champion and is not to become it again
+ABANDONED = "mergeline.not_carried_out."  # + time: tag of a version with a decision that came to nothing, and why
 KEPT = 100  # earlier champions that are remembered
 
 
@@ -70,6 +71,9 @@ class Intention(BaseModel):
     earlier: list[str]
 
 
+_unsure: dict[tuple[str, str], Decision] = {}  # model, digest of what was asked -> begun here, and no end was seen
+
+
 def carry_out(
     client: MlflowClient, decision: Decision, earlier: list[str], *, asked: str, still_mine: Callable[[], None]
 ) -> None:
@@ -78,21 +82,38 @@ def carry_out(
     still_mine: raises where somebody else may decide by now.
     """
     still_mine()
+    _unsure[decision.model, _digest(asked)] = decision
     intention = Intention(asked=_digest(asked), version=decision.version, time=decision.time, earlier=earlier[-KEPT:])
     client.set_registered_model_tag(decision.model, INTENTION, intention.model_dump_json())
     client.set_model_version_tag(decision.model, decision.version, _tag(decision.time), decision.model_dump_json())
     _finish(client, decision, intention, still_mine)
+    del _unsure[decision.model, _digest(asked)]
 
 
 def finish_begun(client: MlflowClient, model: str, still_mine: Callable[[], None]) -> Callable[[str], Decision | None]:
     """Carry out what an attempt that failed has begun, where there is such.
 
-    Returns a function that gives the decision to whoever asks for the same as that attempt did, and None to others.
+    Returns a function that gives the decision to whoever asks for the same as that attempt did, also where somebody
+    else has carried it out since this process failed; and None to others.
     """
     begun = _begun(client, model)
     if begun is not None:
         _finish(client, *begun, still_mine)
-    return lambda asked: begun[0] if begun is not None and begun[1].asked == _digest(asked) else None
+
+    def answer(asked: str) -> Decision | None:
+        ours = _unsure.get((model, _digest(asked)))
+        done = ours if ours is not None and _was_carried_out(client, ours) else None
+        _unsure.pop((model, _digest(asked)), None)
+        return begun[0] if begun is not None and begun[1].asked == _digest(asked) else done
+
+    return answer
+
+
+def _was_carried_out(client: MlflowClient, decision: Decision) -> bool:
+    """Whether a decision that is not under way any more was carried out: it is on record, and not given up."""
+    versions = client.search_model_versions(f"name='{decision.model}'")
+    tags: dict[str, str] = next((found.tags for found in versions if str(found.version) == decision.version), {})
+    return _tag(decision.time) in tags and ABANDONED + decision.time not in tags
 
 
 def _begun(client: MlflowClient, model: str) -> tuple[Decision, Intention] | None:
@@ -111,6 +132,7 @@ def _begun(client: MlflowClient, model: str) -> tuple[Decision, Intention] | Non
             return decision, intention
         why = f"the alias {CHAMPION} was moved by hand, or a version deleted"
         log.warning("%s: the decision of %s is not carried out: %s", model, intention.time, why)
+        client.set_model_version_tag(model, intention.version, ABANDONED + intention.time, why)
     except KeyError:  # nothing was done about it, or its version is gone
         pass
     except ValidationError:
@@ -127,7 +149,9 @@ def _finish(client: MlflowClient, decision: Decision, intention: Intention, stil
     if decision.champion != decision.before:
         still_mine()
         client.set_registered_model_alias(decision.model, CHAMPION, decision.champion)
+        still_mine()  # else the tags are those of a later decision, and whoever made that has finished this one
         client.set_registered_model_tag(decision.model, EARLIER, json.dumps(intention.earlier))
+    still_mine()
     try:
         client.delete_registered_model_tag(decision.model, INTENTION)
     except Exception as error:  # all is done: a failure here would ask for a second step where only the answer was lost

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
+from mergeline.redaction import redact
 from tasks.store import digest
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ def published_now(plan: Plan) -> dict[str, PublishedFile] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found
+
+
+def is_of(plan: Plan) -> bool:
+    """Whether what lies there was made by this very plan, as far as it says by which."""
+    said = json.loads((plan.output / "lineage.json").read_bytes()).get("plan")
+    return said is None or said == json.loads(redact(json.dumps(plan.model_dump(mode="json"), indent=1)))
 
 
 def differences(folder: Path, published: dict[str, PublishedFile]) -> list[str]:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,8 @@ from tasks.permutations import BALANCE_SEARCH
 from tasks.store import ArtifactRef, file_digests, publish, publish_files, put_directory, put_file, read_json
 
 if TYPE_CHECKING:
-    from mergeline.report.html import RunRecord
+    from mergeline.report.figures import Picture
+    from mergeline.report.html import Findings, RunRecord
 
 MODEL, CHART, CONFIG, CARD = "model.safetensors", "chart.png", "config.json", "README.md"
 REPORT = "report.html"
@@ -58,17 +60,18 @@ class Made(BaseModel):
 
 
 @task(name="publish")
-def publish_run(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef | None) -> None:
+def publish_run(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef | None) -> Report:
     """Write the merged model, its normalisation per domain, alignment, coefficients, scores, lineage, report and card.
 
     What an earlier run published and this one does not have is removed: it would be taken for a part of the result.
+    Returns what the report is made of.
     """
     names = [path.name for path in published_files(plan, made, comparison)]
     with _one_publisher(plan.output, set(file_digests(made.model, MODEL)), keep=names):
-        _publish(plan, made, comparison, chart)
+        return _publish(plan, made, comparison, chart)
 
 
-def _publish(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef | None) -> None:
+def _publish(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef | None) -> Report:
     output = plan.output
     if made.model.path.is_dir():
         publish_files(made.model, output)
@@ -103,7 +106,8 @@ def _publish(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef 
         publish(made.landscape, output / LANDSCAPE)
     more = [landscape_markdown(made.landscape, LANDSCAPE)] if made.landscape else []
     _write_text(output / "report.md", report_page(plan, comparison, facts(made), CHART, more))
-    _write_text(output / REPORT, html_report(plan, made, comparison, known))
+    report = Report.of(plan, made, comparison, known)
+    _write_text(output / REPORT, report.html(plan, comparison))
     card = CardFacts(
         digests=known["checkpoints"],
         licences={entry["name"]: entry["licence"] for entry in known["inputs"] if entry["kind"] == "checkpoint"},
@@ -114,6 +118,7 @@ def _publish(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef 
         exports=exports,
     )
     _write_text(card_path(output), model_card(plan, comparison, card))
+    return report
 
 
 def published_files(plan: Plan, made: Made, comparison: Comparison) -> list[Path]:
@@ -233,24 +238,35 @@ def facts(made: Made) -> Facts:
     )
 
 
-def html_report(
-    plan: Plan, made: Made, comparison: Comparison, known: Mapping[str, Any], run: RunRecord | None = None
-) -> str:
-    """The page that people look at. known: the lineage. run: what the copy kept with the run says beside the result."""
-    from mergeline.balancing.winners import Winners
-    from mergeline.report.html import Findings, report_html
-    from mergeline.report.similarity_maps import SimilarityMap
+@dataclass(frozen=True)
+class Report:
+    """What the page that people look at is made of: the copy kept with the run has the same and more."""
 
-    found: dict[str, Any] = {name: read_json(ref) for name, ref in made.findings.items()}
-    findings = Findings(
-        facts=facts(made),
-        lineage=known,
-        maps=[SimilarityMap.model_validate(values) for values in found.get("maps", [])],
-        winners=Winners.model_validate(found["winners"]) if "winners" in found else None,
-        pictures=landscape_pictures(made.landscape) if made.landscape else [],
-        run=run,
-    )
-    return report_html(plan, comparison, findings)
+    findings: Findings
+    drawn: Mapping[str, Picture]
+
+    @classmethod
+    def of(cls, plan: Plan, made: Made, comparison: Comparison, known: Mapping[str, Any]) -> Report:
+        """Gather what the stages found, and draw it. known: the lineage."""
+        from mergeline.balancing.winners import Winners
+        from mergeline.report.html import Findings, draw
+        from mergeline.report.similarity_maps import SimilarityMap
+
+        found: dict[str, Any] = {name: read_json(ref) for name, ref in made.findings.items()}
+        findings = Findings(
+            facts=facts(made),
+            lineage=known,
+            maps=[SimilarityMap.model_validate(values) for values in found.get("maps", [])],
+            winners=Winners.model_validate(found["winners"]) if "winners" in found else None,
+            pictures=landscape_pictures(made.landscape) if made.landscape else [],
+        )
+        return cls(findings, draw(plan, comparison, findings))
+
+    def html(self, plan: Plan, comparison: Comparison, run: RunRecord | None = None) -> str:
+        """The page. run: what the copy kept with the run says beside the result."""
+        from mergeline.report.html import report_html
+
+        return report_html(plan, comparison, replace(self.findings, run=run), self.drawn)
 
 
 def _balances(alignment: ArtifactRef) -> dict[str, Any]:

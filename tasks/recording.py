@@ -18,10 +18,9 @@ from mergeline.plan_surroundings import is_registered
 from mergeline.redaction import redact
 from mergeline.report.result import Comparison
 from tasks._env import state_directory
-from tasks.lineage import lineage
 from tasks.measuring import forget, stage_metrics
 from tasks.progress import StageCount
-from tasks.publishing import MODEL, REPORT, Made, facts, html_report, published_files
+from tasks.publishing import REPORT, Made, Report, facts, published_files
 from tasks.registered_model import published_apart, registration, write_model
 
 if TYPE_CHECKING:
@@ -43,17 +42,23 @@ class Recorded(BaseModel):
 
 
 class Part(BaseModel):
-    """What a run is within a comparison. whole: the identity of the record of that; name: of the cell."""
+    """What a run is within a comparison. whole: the identity of the record of that; name, repeat: of the cell."""
 
     model_config = ConfigDict(frozen=True)
 
     whole: str
     name: str
+    repeat: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name of the run."""
+        return ", ".join(filter(None, (self.name, self.repeat)))
 
 
 @task(name="track")
 def record_run(
-    plan: Plan, made: Made, comparison: Comparison, stages: StageCount, part: Part | None = None
+    plan: Plan, made: Made, comparison: Comparison, report: Report, stages: StageCount, part: Part | None = None
 ) -> Recorded:
     """Params, scores of every row, what the stages found, digests, and everything that was published.
 
@@ -77,15 +82,15 @@ def record_run(
     files = [path for path in published if _size(path) <= LARGEST]
     tags = _tags(plan, made, stages, identity) | version_tags(plan, made.model.sha256, published)
     if part:
-        tags |= {"mergeline.cell": part.name}
+        tags |= {"mergeline.cell": part.name} | ({"mergeline.repeat": part.repeat} if part.repeat else {})
     aside = tempfile.TemporaryDirectory(dir=state_directory(), prefix=".registered.")
     identified = nullcontext(_within(part, plan, made)) if part else interrupted_or_new(_work(plan, made))
     with identified as record, aside as folder:
         model = _registered(plan, made, Path(folder))
-        page = _page_of_run(plan, made, comparison, took, tags, Path(folder))
+        page = _page_of_run(plan, comparison, report, took, tags, Path(folder))
         files = [page if path.name == page.name else path for path in files]
         run = tracker.record(
-            part.name if part else plan.name,
+            part.label if part else plan.name,
             identity=record,
             part_of=part.whole if part else None,
             params=_params(plan),
@@ -114,7 +119,7 @@ def _tags(plan: Plan, made: Made, stages: StageCount, identity: str) -> dict[str
 
 
 def _page_of_run(
-    plan: Plan, made: Made, comparison: Comparison, took: dict[str, float], tags: dict[str, str], aside: Path
+    plan: Plan, comparison: Comparison, report: Report, took: dict[str, float], tags: dict[str, str], aside: Path
 ) -> Path:
     """The report with what is true of this run alone, which the published one must not say: its bytes are versioned."""
     from mergeline.report.html import RunRecord
@@ -130,7 +135,7 @@ def _page_of_run(
     }
     page = aside / REPORT
     run = RunRecord(facts=shown, timings=_timings(took))
-    page.write_text(redact(html_report(plan, made, comparison, lineage(plan, made, MODEL), run)), encoding="utf-8")
+    page.write_text(redact(report.html(plan, comparison, run)), encoding="utf-8")
     return page
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergeline.plan import Architecture, Plan
+from tasks.code_version import imported_packages, project_packages
 from tasks.job import Job
 from tasks.publishing import MODEL, Made
 from tasks.registered_weights import is_copied, tags_of
@@ -141,23 +142,24 @@ def _signature(job: Job, made: Made, example: Tensor) -> ModelSignature:
 
 
 def code_of(architecture: Architecture) -> tuple[list[str], list[str]]:
-    """The sources that the factory is in, to be copied into the model, and the packages that it needs, pinned.
+    """The sources that the factory needs, to be copied into the model, and the packages that it needs, pinned.
 
-    What is installed as a package is required by its version; a project's own module is copied.
+    What is installed as a package is required by its version; a project's own modules are copied, those beside that of
+    the factory, too.
     """
-    package = architecture.factory.partition(":")[0].partition(".")[0]
-    spec = find_spec(package)
-    assert spec is not None, "the plan was checked"
-    place = Path(spec.origin or next(iter(spec.submodule_search_locations or ())))
-    place = place.parent if spec.submodule_search_locations else place
-    required = [*REQUIRED]
+    module = architecture.factory.partition(":")[0]
+    required, sources = [*REQUIRED, *sorted(imported_packages(module))], []
     installed = [Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")]
-    if any(place.is_relative_to(folder) for folder in installed):
-        required += packages_distributions().get(package, [])
-        sources = []
-    else:
-        required += WITH_MERGELINE if package == "mergeline" else ()
-        sources = [str(place)]
+    for package in sorted(project_packages(module)):
+        spec = find_spec(package)
+        assert spec is not None, "the plan was checked"
+        place = Path(spec.origin or next(iter(spec.submodule_search_locations or ())))
+        place = place.parent if spec.submodule_search_locations else place
+        if any(place.is_relative_to(folder) for folder in installed):
+            required += packages_distributions().get(package, [])
+        else:
+            required += WITH_MERGELINE if package == "mergeline" else ()
+            sources.append(str(place))
     return sources, [f"{name}=={version(name).partition('+')[0]}" for name in dict.fromkeys(required)]
 
 

@@ -23,7 +23,7 @@ from mergeline.errors import InputError
 from mergeline.plan_surroundings import REGISTERED
 from mergeline.redaction import redact, scrub
 from tasks.policy import worth_a_retry
-from tasks.registered_weights import STORED, find_weights
+from tasks.registered_weights import STORED, find_weights, note_version
 from tasks.tracking import Registration, connect
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def register(client: MlflowClient, run_id: str, registration: Registration) -> s
             raise
     known = [found for found in client.search_model_versions(f"run_id='{run_id}'") if found.name == name]
     source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
+    if STORED in registration.tags:
+        note_version(registration.tags[STORED], client.tracking_uri)
     made = known[0] if known else client.create_model_version(name, source, run_id, tags=registration.tags)
     current = find_alias(client, name, CANDIDATE)
     if current is None or float(current.tags.get(ENDED, 0)) <= float(registration.tags.get(ENDED, 0)):
@@ -249,10 +251,10 @@ def _in_one_sentence(what: str) -> Iterator[None]:
 
 def is_passing(error: Exception) -> bool:
     """Whether a failure of MLflow may pass: no connection, HTTP 429 or 5xx, a database that is locked or away."""
-    from mlflow.exceptions import MlflowException
+    from mlflow.exceptions import InvalidUrlException, MlflowException
 
     if isinstance(error, MlflowException):
-        return _status(error) >= 500 or _status(error) == 429
+        return not isinstance(error, InvalidUrlException) and (_status(error) >= 500 or _status(error) == 429)
     return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(
         ("requests", "urllib3", "sqlalchemy")
     )

@@ -21,7 +21,8 @@ from tasks.code_version import code_version
 from tasks.domains import Domain
 from tasks.evaluation import measure, read_heads
 from tasks.locks import exclusive
-from tasks.merging import MergeInputs, merge_statistics, merged_tensors
+from tasks.merge_inputs import MergeInputs
+from tasks.merging import merge_statistics, merged_tensors
 from tasks.policy import canonical, stage
 from tasks.store import ArtifactRef, put_file, read_json
 

@@ -17,9 +17,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from mergeline.comparison import RESULT
+from mergeline.evaluation.kinds import WORDS, shown
+from mergeline.evaluation.score import Measure
 from mergeline.plan import Plan, Search
 from mergeline.report.result import Comparison, RowScores
-from mergeline.search.space import overlay, settings
+from mergeline.search.space import Point, overlay, settings
 from mergeline.search.study import Study, Trial, best_of
 from tasks.tracking import Tracker
 
@@ -102,8 +104,9 @@ class SearchRecord:
 
 
 class SearchOutcome(BaseModel):
-    """What a search comes to. settings: the best point as arguments of `--set`; file: the same as YAML.
+    """What a search comes to. point: the best one; settings: it as arguments of `--set`; file: the same as YAML.
 
+    value, plan_value: what is searched for the largest of, so perplexities and losses with a minus; measure: of what.
     trials_before: how many of the trials had been made by an earlier search.
     """
 
@@ -113,19 +116,21 @@ class SearchOutcome(BaseModel):
     number: int
     value: float
     plan_value: float
+    point: Point
     settings: list[str]
     file: Path
     trials: int
     trials_before: int = 0
+    measure: Measure = "share"
     mlflow_run: str | None = None
 
     @property
     def summary(self) -> str:
         """One sentence."""
         if not self.improves:
-            return f"{self._made}; none is better than the plan itself ({100 * self.plan_value:.2f} %)"
-        best = f"trial {self.number} is best: {100 * self.value:.2f} %"
-        return f"{self._made}; {best}, the plan {100 * self.plan_value:.2f} %"
+            return f"{self._made}; none is better than the plan itself ({shown(self.plan_value, self.measure, 2)})"
+        best = f"trial {self.number} is best: {shown(self.value, self.measure, 2)}"
+        return f"{self._made}; {best}, the plan {shown(self.plan_value, self.measure, 2)}"
 
     @property
     def improves(self) -> bool:
@@ -158,12 +163,14 @@ def publish_best(
     known: how many trials there were before this search.
     """
     best = best_of(trials)
-    plan_value = getattr(own, search.metric).value
+    plan_value = own.by(search.metric).goodness
+    of = WORDS[plan.measure] if plan.measure != "share" else "Accuracy"
     file = folder / f"{plan.name}.yaml"
     folder.mkdir(parents=True, exist_ok=True)
     about = (
         f"# Trial {best.number} of {len(trials)} of {plan.name}, by {search.method} over {', '.join(search.over)}.\n"
-        f"# Accuracy ({search.metric}) on '{search.split}': {best.value:.4f}; the plan itself: {plan_value:.4f}.\n"
+        f"# {of.capitalize()} ({search.metric}) on '{search.split}': {_number(best.value, plan)}; the plan itself: "
+        f"{_number(plan_value, plan)}.\n"
     )
     if best.value <= plan_value:
         about += "# None of the trials is better than the plan itself: there is nothing to gain from these values.\n"
@@ -177,11 +184,17 @@ def publish_best(
         number=best.number,
         value=best.value,
         plan_value=plan_value,
+        point=best.point,
         settings=settings(plan, best.point),
         file=file,
         trials=len(trials),
         trials_before=min(known, len(trials)),
+        measure=plan.measure,
     )
+
+
+def _number(goodness: float, plan: Plan) -> str:
+    return f"{goodness:.4f}" if plan.measure == "share" else shown(goodness, plan.measure, 4)
 
 
 def _row(plan: Plan, trial: Trial, name: str) -> RowScores:
@@ -198,5 +211,5 @@ def _settings(search: Search) -> dict[str, Any]:
 
 def _scores(facts: Mapping[str, Any]) -> dict[str, float]:
     row = facts.get("scores", {})
-    scores = {name: row[name]["value"] for name in ("mean", "joint") if name in row}
+    scores = {name: row[name]["value"] for name in ("mean", "joint") if row.get(name)}
     return scores | {f"task/{task}": score["value"] for task, score in row.get("tasks", {}).items()}

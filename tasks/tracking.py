@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mergeline.errors import InputError
 from mergeline.redaction import redact
 from tasks import outbox
 from tasks._env import state_directory
@@ -261,11 +262,8 @@ class Tracker:
             if self._connection is None:
                 for library in ("alembic", "mlflow.store.db.utils"):  # a line per migration
                     logging.getLogger(library).setLevel(logging.WARNING)
-                from mlflow import MlflowClient
-
                 with exclusive(_home() / "first-use.lock"):  # the migrations of a new file race between processes
-                    _make_database(self.uri)
-                    client = MlflowClient(tracking_uri=self.uri)
+                    client = _client(self.uri)
                     known = client.get_experiment_by_name(self.experiment)
                     place = (_home() / "artifacts").as_uri() if self.uri.startswith("sqlite:") else None
                     number = known.experiment_id if known else client.create_experiment(self.experiment, place)
@@ -306,13 +304,25 @@ def _read(folder: Path) -> RunRecord:
 
 
 def connect(uri: str | None = None) -> "MlflowClient":
-    """A client of the tracking server that the project uses, for what belongs to no experiment."""
-    from mlflow import MlflowClient
+    """A client of the tracking server that the project uses, for what belongs to no experiment.
 
+    InputError where its address cannot be taken apart.
+    """
     address = Tracker("", uri).uri
     with exclusive(_home() / "first-use.lock"):
-        _make_database(address)
-        return MlflowClient(tracking_uri=address)
+        return _client(address)
+
+
+def _client(uri: str) -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    try:
+        _make_database(uri)
+        return MlflowClient(tracking_uri=uri)
+    except ValueError:  # its text may quote a password that stands in the wrong place
+        raise InputError(
+            "MLFLOW_TRACKING_URI: is no address that can be taken apart; write http://host:port or sqlite:///file"
+        ) from None
 
 
 def _home() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.merging import MergeInputs
+from tasks.merge_inputs import MergeInputs
 from tasks.policy import stage
 from tasks.store import ArtifactRef, put_json, read_json
 

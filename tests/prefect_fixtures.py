@@ -28,8 +28,9 @@ def forget_sources() -> None:
     """What a new process starts with: no module's source has been read yet."""
     from tasks import code_version as versions
 
-    for cached in (versions.code_version, versions._read, versions._file, versions._top_level, versions.installed):
+    for cached in (versions.code_version, versions._read, versions._file, versions._top_level, versions._home):
         cached.cache_clear()
+    versions.installed.cache_clear()
 
 
 @pytest.fixture

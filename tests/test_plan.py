@@ -28,7 +28,14 @@ def faults_of(*overrides, path="params.yaml"):
 
 
 @pytest.mark.parametrize(
-    "path", ["params.yaml", "params/mudsc.yaml", "params/mudsc_table.yaml", "params/pcb_table.yaml"]
+    "path",
+    [
+        "params.yaml",
+        "params/mudsc.yaml",
+        "params/mudsc_table.yaml",
+        "params/pcb_table.yaml",
+        "params/newest_table.yaml",
+    ],
 )
 def test_the_shipped_plans_are_valid(path):
     assert load_plan(path).tasks
@@ -106,6 +113,13 @@ def test_overrides_reach_every_depth():
         ("calibration=null", "calibration: is missing; the models of `tasks` are evaluated with it"),
         ("merge={method: fisher, evidence: {split: tset}}", "merge.evidence.split: 'tset' is not a split"),
         ("merge={method: fisher, evidence: {split: test}}", "merge.evidence.split: tasks are measured on 'test'"),
+        (
+            "merge={method: fisher, evidence: {classes: any}}",
+            "merge.evidence.classes: 'fisher' takes labels among the task's own classes; leave it out",
+        ),
+        ("merge={method: regmean_plusplus, evidence: {split: test}}", "merge.evidence.split: tasks are measured on"),
+        ("merge={method: regmean_plusplus, evidence: {classes: mine}}", "merge.evidence.classes"),
+        ("merge={method: wudi_closed, ridge: 0}", "merge.ridge"),
         ("merge={method: regmean, evidence: {spilt: test}}", "merge.evidence.spilt: unknown key; did you mean 'split'"),
         (
             "checkpoints[2].base=initial",
@@ -135,6 +149,7 @@ def test_overrides_reach_every_depth():
         ("checkpoints[0].base=base-b", r"checkpoints\[0\].base: 'base-a' is itself a base"),
         ("checkpoints[0].uri=nowhere.safetensors", r"checkpoints\[0\].uri: the file 'nowhere.safetensors' does"),
         ("checkpoints[0].sha256=abc", r"checkpoints\[0\].sha256: "),
+        ("calibration.sample=601", "calibration.sample: sample 0 of 601 rows each needs 601 rows, and .* has 600 of"),
         ("calibration.split=calib", "calibration.split: 'calib' is not a split .*; did you mean 'calibration'"),
         ("datasets.fashion.path=data/none", "datasets.fashion.path: the folder 'data/none' does not exist"),
         ("architecture.factory=resnet", "architecture.factory: "),
@@ -152,7 +167,7 @@ def test_overrides_reach_every_depth():
         ),
         ("nonsense=1", "nonsense: unknown key"),
         ("checkpoints[0].name=merged", r"checkpoints\[0\].name: 'merged' is the name of a row"),
-        ("checkpoints[0].uri=data/zoo", r"checkpoints\[0\].uri: data/zoo: holds 8 .*; name the one"),
+        ("checkpoints[0].uri=data/zoo", r"checkpoints\[0\].uri: data/zoo: holds 12 .*; name the one"),
         ("checkpoints[0].uri=README.md", r"checkpoints\[0\].uri: 'README.md' is no kind of checkpoint"),
         ("checkpoints[0].uri=models:/two-teams", r"checkpoints\[0\].uri: 'models:/two-teams' names nothing in MLflow"),
         ("checkpoints[0].uri=runs:/abc", r"checkpoints\[0\].uri: 'runs:/abc' .*; write .* or runs:/run/path"),
@@ -340,80 +355,6 @@ def test_tasks_outside_name_no_model_and_are_neither_searched_on_nor_weighed_by(
     ):
         with pytest.raises(PlanError, match=message):
             load_plan("params.yaml", overrides)
-
-
-HEAD = ["tasks[0].kind=head", "tasks[0].head=fc"]
-TEXTS = ["datasets.fashion.text_column=domain", "datasets.fashion.tokenizer=tests"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "fault"),
-    [
-        (["tasks[0].kind=hed"], r"tasks\[0\].kind: no such kind of task; write .*; did you mean 'head'"),
-        (["tasks[0].kind=no.such:thing"], r"tasks\[0\].kind: there is no module 'no.such' to import"),
-        (
-            ["tasks[0].metric=perplexity"],
-            r"tasks\[0\].metric: 'perplexity' does not fit a task of the kind prototypes; write accuracy, or balanced",
-        ),
-        (
-            ["tasks[0].kind=causal_lm", "tasks[0].classes=null", "tasks[0].metric=accuracy"],
-            r"tasks\[0\].metric: 'accuracy' does not fit a task of the kind causal_lm; write perplexity",
-        ),
-        (["tasks[0].kind=causal_lm"], r"tasks\[0\].classes: a task of the kind causal_lm has none; leave them out"),
-        (["tasks[0].kind=causal_lm"], r"datasets.fashion.text_column: is missing; tasks\[0\] reads texts"),
-        (["tasks[0].kind=seq2seq", *TEXTS], "datasets.fashion.target_column: .* has no column 'target'"),
-        (["tasks[0].classes=null"], r"tasks\[0\].classes: is missing; name the classes whose prototypes"),
-        (
-            ["datasets.fashion.prototypes=null"],
-            r"datasets.fashion.prototypes: is missing; tasks\[0\] is judged against",
-        ),
-        (["tasks[0].head=fc"], r"tasks\[0\].head: a task of the kind prototypes has none; .* or write kind: head"),
-        (
-            [*HEAD, "tasks[0].checkpoint=null"],
-            r"tasks\[0\].head: is taken from the task's checkpoint, and there is none",
-        ),
-        (
-            [*HEAD, "align.balance_search={}"],
-            "align.balance_search.metric: there is no joint accuracy, because .* mean",
-        ),
-        ([*HEAD, "compare={metric: joint}"], "compare.metric: there is no joint accuracy"),
-        (
-            ["tasks[0].kind=json:loads", "tasks[0].classes=null"],
-            "tasks: 'clean-02478' by score and 'clean-13569' by accuracy have no common mean to judge a merge by",
-        ),
-        (
-            ["tasks[0].kind=json:loads", "tasks[0].classes=null", "registry.model=x", "promotion={floor: 0.5}"],
-            "promotion.floor: 'clean-02478' is measured by score, and this gate is a share of right answers",
-        ),
-        (
-            ["tasks[0].kind=json:loads", "tasks[0].classes=null", "merge={method: fisher}"],
-            r"tasks\[0\].kind: 'fisher' weighs models by classifications, and this is none",
-        ),
-    ],
-)
-def test_what_a_kind_of_task_asks_of_the_plan_is_named(overrides, fault):
-    faults = faults_of(*overrides)
-    assert any(re.search(f"params.yaml: {fault}", sentence) for sentence in faults), faults
-
-
-def test_a_metric_that_is_not_named_is_that_of_the_kind():
-    tasks = [{"name": name, "checkpoint": "a-clean-02478", "dataset": "fashion"} for name in "abc"]
-    tasks = [task | {"kind": kind} for task, kind in zip(tasks, ("json:loads", "json:dumps", "json:load"), strict=True)]
-    plan = load_plan("params.yaml", [f"tasks={json.dumps(tasks)}", "calibration=null", "align=null"])
-    assert [task.metric for task in plan.tasks] == ["score"] * 3
-    assert plan.joint_tasks == []
-    names = {row.name for row in comparison_rows(plan)}
-    assert "ensemble" not in names and "a-clean-02478-reset" not in names, "nothing to reset with, no mean of functions"
-
-
-def test_joint_accuracy_is_that_of_one_label_space():
-    plan = load_plan("params.yaml")
-    assert plan.joint_tasks == plan.tasks
-    assert load_plan("params.yaml", HEAD).joint_tasks == []
-    shared = [f"tasks[{i}].kind=head" for i in range(4)]
-    assert len(load_plan("params.yaml", shared).joint_tasks) == 4
-    assert load_plan("params.yaml", shared[:3]).joint_tasks == []
-    assert load_plan("params.yaml", HEAD).heads == ["fc"]
 
 
 def test_a_dataset_lies_in_a_folder_or_at_a_commit_of_the_hub():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from math import prod
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mergeline.alignment.alignment import Alignment
 from mergeline.checkpoints.readers import Reader, open_checkpoint
-from mergeline.checkpoints.tensors import WithoutTensors
 from mergeline.checkpoints.ties import ties_by
 from mergeline.errors import InputError
 from mergeline.symmetry.permute import outer_dims, permute_rows, permute_tensor
@@ -99,18 +98,3 @@ def apply_alignment(state_dict: Mapping[str, Tensor], alignment: Alignment, mode
     """
     view = AlignedReader(open_checkpoint(state_dict), alignment, model_index)
     return {name: tensor.to(view.dtype(name)) for name, tensor in view.items()}
-
-
-def merge_aligned(state_dicts: Sequence[Mapping[str, Tensor]], alignment: Alignment) -> dict[str, Tensor]:
-    """Align every state dict and average (the MuDSC result before the normalisation reset).
-
-    Tensors that differ in shape are heads of their own tasks: they are left out, to be taken from `apply_alignment`.
-    Raises InputError where the number of state dicts is not that of the alignment.
-    """
-    from mergeline.merging.engine import merge
-
-    if len(state_dicts) != alignment.models:
-        raise InputError(f"merge: {len(state_dicts)} state dicts, but the alignment is of {alignment.models} models")
-    readers = [AlignedReader(open_checkpoint(state), alignment, model) for model, state in enumerate(state_dicts)]
-    heads = {name for name in readers[0] if any(x.shape(name) != readers[0].shape(name) for x in readers if name in x)}
-    return dict(merge([WithoutTensors(reader, heads) for reader in readers], method="average"))

@@ -88,7 +88,10 @@ def _gather(uri: str, gathering: "_Gathering", pin: str | None) -> str | None:
 
 
 def _name_of(uri: str) -> str:
-    path = unquote(urlsplit(uri).path) if "://" in uri else uri
+    try:
+        path = unquote(urlsplit(uri).path) if "://" in uri else uri
+    except ValueError as error:
+        raise InputError(f"{shown(uri)}: the address leads nowhere ({error}); check it") from None
     return re.sub(r"[^\w.-]", "_", path.rstrip("/").rpartition("/")[2]).lstrip(".") or "checkpoint"
 
 

@@ -113,6 +113,21 @@ def read_labels(table: datasets.Dataset, column: str, file: Path) -> tuple[Tenso
     return torch.tensor(values), tuple(labels.names)
 
 
+def sample_rows(examples: LabelledExamples, count: int, draw: int = 0) -> LabelledExamples:
+    """`count` of the examples, in their order: part number `draw` of one shuffled order, so that draws share none.
+
+    Raises InputError where there are not so many examples.
+    """
+    if count * (draw + 1) > len(examples):
+        raise InputError(
+            f"calibration.sample: sample {draw} of {count} rows each needs {count * (draw + 1)} rows, and there are "
+            f"{len(examples)}; draw fewer, or a lower number"
+        )
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
+    rows = order[count * draw : count * (draw + 1)].sort().values
+    return LabelledExamples(examples.inputs[rows], examples.labels[rows], examples.class_names)
+
+
 def _require(name: str, existing: Iterable[str], what: str) -> None:
     existing = list(existing)
     if name not in existing:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from mergeline.evaluation.score import Measure, MetricName
+from mergeline.evaluation.score import LOWER_IS_BETTER, Measure, MetricName
 
 PROTOTYPES, HEAD, CAUSAL_LM, SEQ2SEQ = "prototypes", "head", "causal_lm", "seq2seq"
 
@@ -35,6 +35,14 @@ WORDS: Mapping[Measure, str] = {
     "loss": "loss (lower is better)",
 }
 """What the numbers of a table are, in words."""
+
+
+def shown(goodness: float, measure: Measure, digits: int) -> str:
+    """What was ranked by (`Score.goodness`), as the number that it is; shares in percent."""
+    if measure == "share":
+        return f"{100 * goodness:.{digits}f} %"
+    return f"{-goodness if measure in LOWER_IS_BETTER else goodness:.4f}"
+
 
 LabelSpace = tuple[str, str]
 

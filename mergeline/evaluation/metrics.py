@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from mergeline.errors import InputError
-from mergeline.evaluation.score import MetricName, Score
+from mergeline.evaluation.score import MetricName, Score, mean_and_error
 from mergeline.evaluation.tokens import are_tokens, batches_by_length
 
 
@@ -121,12 +121,10 @@ def mean_score(scores: Sequence[Score]) -> Score:
 
     Raises InputError where the scores are of several measures: a share and a perplexity have no mean.
     """
-    n, measures = len(scores), {score.measure for score in scores}
-    if len(measures) > 1:
+    if len(measures := {score.measure for score in scores}) > 1:
         raise InputError(f"tasks measured by {' and '.join(sorted(measures))} have no common mean")
-    error = sqrt(sum(score.standard_error**2 for score in scores)) / n
-    total = sum(score.value for score in scores)
-    return Score(total / n, error, sum(score.count for score in scores), scores[0].measure)
+    value, error = mean_and_error([score.value for score in scores], [score.standard_error for score in scores])
+    return Score(value, error, sum(score.count for score in scores), scores[0].measure)
 
 
 def ensemble_probabilities(logits: Sequence[Tensor], classes: Sequence[int] | None = None) -> Tensor:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import hypot, sqrt
+from math import hypot
 
-from mergeline.evaluation.score import Score
+from mergeline.evaluation.score import Score, mean_and_error
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,9 @@ def relative(score: Score, own: Score) -> Relative:
 
 def mean_relative(found: Sequence[Relative]) -> Relative:
     """Mean over independent tasks, each of the same weight; no normalised mean where one task has none."""
-    change, error = _mean([one.change for one in found], [one.change_error for one in found])
+    change, error = mean_and_error([one.change for one in found], [one.change_error for one in found])
     ratios = [(one.normalised, one.normalised_error) for one in found]
     known = [(value, off) for value, off in ratios if value is not None and off is not None]
     if len(known) < len(found):
         return Relative(change, error, None, None)
-    return Relative(change, error, *_mean([value for value, _ in known], [off for _, off in known]))
-
-
-def _mean(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
-    return sum(values) / len(values), sqrt(sum(error**2 for error in errors)) / len(values)
+    return Relative(change, error, *mean_and_error([value for value, _ in known], [off for _, off in known]))

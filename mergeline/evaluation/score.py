@@ -1,6 +1,9 @@
 """A measured score with the standard error that its number of examples allows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
+from statistics import stdev
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -10,6 +13,8 @@ MetricName = Literal["accuracy", "balanced_accuracy", "f1", "perplexity", "exact
 
 Measure = Literal["share", "perplexity", "score", "loss"]
 """What a number is: a share of right answers in [0, 1], a perplexity, or a number of the user's own."""
+
+LOWER_IS_BETTER: tuple[Measure, ...] = ("perplexity", "loss")
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Score:
     @property
     def lower_is_better(self) -> bool:
         """Whether a smaller number is the better one."""
-        return self.measure in ("perplexity", "loss")
+        return self.measure in LOWER_IS_BETTER
 
     @property
     def goodness(self) -> float:
@@ -44,3 +49,17 @@ class Score:
     def __str__(self) -> str:
         digits = 1 if self.measure == "share" else 3
         return f"{self.scale * self.value:.{digits}f} ± {self.scale * self.standard_error:.{digits}f}"
+
+
+def mean_and_error(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
+    """Mean of independent estimates, each of the same weight; standard errors add in squares."""
+    return sum(values) / len(values), sqrt(sum(error**2 for error in errors)) / len(values)
+
+
+def over_repeats(scores: Sequence[Score]) -> Score:
+    """Mean over repeats with the standard error that their spread gives; of a single one, it itself."""
+    if len(scores) == 1:
+        return scores[0]
+    values = [score.value for score in scores]
+    error = stdev(values) / sqrt(len(values))
+    return Score(sum(values) / len(values), error, sum(score.count for score in scores), scores[0].measure)

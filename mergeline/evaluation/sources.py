@@ -5,7 +5,7 @@ Whatever they are, a split is read as Parquet with the features that the `datase
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -54,6 +54,14 @@ def values_of(source: Path, column: str) -> list[str]:
     parquet = source.suffix == ".parquet"
     table = pyarrow.parquet.read_table(source, columns=[column]) if parquet else _table(source)
     return sorted({str(value) for value in table[column].to_pylist()})
+
+
+def rows_of(source: Path, where: Mapping[str, str]) -> int:
+    """How many rows of a file have these values in these columns. Raises KeyError where there is no such column."""
+    parquet = source.suffix == ".parquet"
+    table = pyarrow.parquet.read_table(source, columns=list(where)) if parquet and where else _table(source)
+    columns = [[str(found) == str(value) for found in table[column].to_pylist()] for column, value in where.items()]
+    return sum(map(all, zip(*columns, strict=True))) if columns else table.num_rows
 
 
 def tokenizer_file(place: Path) -> Path:

@@ -28,6 +28,17 @@ def on_device(inputs: Any, module: nn.Module) -> tuple[tuple[Tensor, ...], dict[
     return (), {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
+def run(module: nn.Module, batch: Any) -> None:
+    """One call. batch: the input, a tuple whose first item is the input, or a mapping of named inputs."""
+    positional, named = on_device(inputs_of(batch), module)
+    module(*positional, **named)
+
+
+def inputs_of(batch: Any) -> Any:
+    """What a module is called with. batch: the input, a tuple whose first item is the input, or a mapping of inputs."""
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
 def names_of(module: nn.Module) -> dict[int, list[str]]:
     """id of each parameter -> all names that it has: tied parameters have several."""
     names: dict[int, list[str]] = {}

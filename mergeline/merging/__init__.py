@@ -6,6 +6,7 @@ from mergeline.merging import (  # noqa: F401
     dare,
     della,
     fisher,
+    iso_c,
     model_stock,
     multi_slerp,
     pcb,
@@ -13,4 +14,6 @@ from mergeline.merging import (  # noqa: F401
     slerp,
     task_arithmetic,
     ties,
+    tsv,
+    wudi,
 )

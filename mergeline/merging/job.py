@@ -154,7 +154,7 @@ def with_evidence(job: Job, evidence: Sequence[Checkpoint] | None) -> Job:
     known = _evidence(evidence, job.method, len(job.inputs.models))
     merged = [name for name, treatment in job.treatments.items() if treatment.kind == "merged"]
     check_evidence(job.method.evidence, job.first, merged, known)
-    if job.method.evidence == "gram":
+    if job.method.evidence in ("gram", "merged_gram"):
         return replace(job, grams=known)
     return replace(job, inputs=replace(job.inputs, evidence=known))
 
@@ -209,9 +209,7 @@ def _evidence(evidence: Sequence[Checkpoint] | None, method: registry.Method, mo
         if evidence is not None:
             raise InputError(f"method {method.name!r} uses no evidence; leave `evidence` out.")
         return []
-    kind = {"fisher": "the diagonal Fisher information", "gram": "the Gram matrices of the layers' inputs"}[
-        method.evidence
-    ]
+    kind = registry.EVIDENCE[method.evidence]
     if evidence is None:
         raise InputError(f"method {method.name!r} needs `evidence`: {kind} of each task model.")
     if isinstance(evidence, str | Path | Mapping) or len(evidence) != models:

@@ -48,8 +48,8 @@ def _suggestion(name: str, candidates: set[str]) -> str:
 def check_evidence(kind: Evidence | None, model: Reader, merged: Sequence[str], evidence: Sequence[Reader]) -> None:
     """InputError listing what the evidence lacks.
 
-    fisher: every merged tensor in its own shape. gram: square matrices, of the same tensors in every reader; a tensor
-    may have none.
+    fisher: every merged tensor in its own shape. gram, merged_gram: square matrices, of the same tensors in
+    every reader; a tensor may have none.
     """
     for reader in evidence:
         faults = [

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from mergeline.checkpoints.encoding import Spec
 from mergeline.checkpoints.finite import is_finite
@@ -43,7 +44,9 @@ class MergedTensors(Iterator[tuple[str, Tensor]]):
 
         The pieces of a tensor follow each other without a gap. Each lies in memory that the next one uses again.
         """
-        for name in self.specs if names is None else names:
+        listed = list(self.specs if names is None else names)
+        shown = None if self._job.method.whole_tensors else True  # the others take no time between two reads
+        for name in tqdm(listed, desc=self._job.method.name, unit="tensor", disable=shown):
             yield from self.pieces_of(name)
 
     def pieces_of(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, int, Tensor]]:

@@ -6,14 +6,14 @@ match a tensor apply, in the order given; where two set the same option, the lat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from mergeline.errors import InputError, nearest
-from mergeline.merging.registry import Method
+from mergeline.merging.registry import Method, get
 
 if TYPE_CHECKING:
     from mergeline.checkpoints.readers import Reader
@@ -89,6 +89,15 @@ def options_for(name: str, method: Method, by_pattern: OptionsByPattern) -> dict
         if fnmatchcase(name, pattern):
             found |= {key: method.options[key].check(value) for key, value in options.items()}
     return found
+
+
+def option_of(
+    option: str, method: str, options: Mapping[str, Any], by_pattern: OptionsByPattern
+) -> Callable[[str], Any]:
+    """Name of a tensor -> the value that an option of the method has for it, for what works outside the engine."""
+    entry = get(method)
+    general = entry.validate_options(options)[option]
+    return lambda name: options_for(name, entry, by_pattern).get(option, general)
 
 
 def _idea(pattern: str, names: Sequence[str]) -> str:

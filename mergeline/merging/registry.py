@@ -19,8 +19,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Granularity = Literal["model", "layer", "tensor"]
-Evidence = Literal["fisher", "gram"]
+Evidence = Literal["fisher", "gram", "merged_gram"]
 Models = tuple[int, int | None]
+
+EVIDENCE: Mapping[Evidence, str] = {
+    "fisher": "the diagonal Fisher information",
+    "gram": "the Gram matrices of the layers' inputs",
+    "merged_gram": "the Gram matrices of the layers' inputs in the merged model",
+}
+"""What each kind of evidence is, for people."""
 
 REQUIRED = inspect.Parameter.empty
 RESERVED = ("where", "statistics", "evidence")  # keywords of a kernel that the engine fills in
@@ -165,7 +172,8 @@ def method(
     iterates over its rows as [n, c] float32 pieces, each valid until the next is taken; size is their length together.
     granularity: which tensors are one group unless the user says otherwise.
     evidence: "fisher": one number per parameter, [n, c] float32 like the rows. "gram": the products of the inputs of a
-    weight, [n, in, in] float32, or None for a tensor without one.
+    weight, [n, in, in] float32, or None for a tensor without one. "merged_gram": the same, of the inputs that the
+    weight has in the merged model.
     models: the least and the most task models (None: no limit).
     What the law tests take from the declaration: symmetric: the order of the models changes no bit. idempotent: equal
     models merge to themselves, one model to itself, but for rounding. examples: values for options without a default.

@@ -6,10 +6,14 @@ a pooler, which the sentence embedding does not use, and the list of positions; 
 
 from __future__ import annotations
 
+from threading import Lock
+
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mergeline.errors import InputError
+
+_importing = Lock()  # transformers loads its parts when asked, and two threads that ask at once find them half loaded
 
 
 def sentence_bert(
@@ -27,9 +31,10 @@ def sentence_bert(
     [n, hidden_size] of unit length. There is no dropout. Raises InputError where transformers is not installed.
     """
     try:
-        from transformers import BertConfig, BertModel
+        with _importing:
+            from transformers import BertConfig, BertModel
     except ImportError as error:
-        raise InputError("sentence encoders need the package transformers: pip install 'mergeline[text]'") from error
+        raise InputError(f"sentence encoders need transformers ({error}); pip install 'mergeline[text]'") from error
 
     class SentenceBert(BertModel):
         def forward(self, inputs: Tensor) -> Tensor:

@@ -59,6 +59,10 @@ ZOO = (
     ZooModel("b-half-03458", 5, _single(0, 3, 4, 5, 8), CROPPED, base="base-b"),
     ZooModel("mudsc-02478", 6, _single(0, 2, 4, 7, 8), ALONE, architecture=RESNET20),
     ZooModel("mudsc-13569", 7, _single(1, 3, 5, 6, 9), ALONE, architecture=RESNET20),
+    ZooModel("mudsc-12679", 8, _single(1, 2, 6, 7, 9), ALONE, architecture=RESNET20),
+    ZooModel("mudsc-03458", 9, _single(0, 3, 4, 5, 8), ALONE, architecture=RESNET20),
+    ZooModel("a-half-12679", 10, _single(1, 2, 6, 7, 9), CROPPED, base="base-a"),
+    ZooModel("a-half-03458", 11, _single(0, 3, 4, 5, 8), CROPPED, base="base-a"),
 )
 
 

@@ -38,11 +38,12 @@ class Trial:
 def trial(
     method: str, options: Mapping[str, Any], *, models: int, bases: int, granularity: str | None, dtype: torch.dtype
 ) -> Trial | None:
-    """Merge random models of the same number and dtype; None for a method that cannot do without evidence of real ones.
+    """Merge random models of the same number and dtype; None for a method that cannot do without evidence of real ones,
+    or works on whole matrices: then the shapes decide what an entry costs.
 
     Large enough for the methods to search for their order statistics as they do in large models.
     """
-    if get(method).evidence is not None:
+    if get(method).evidence is not None or get(method).whole_tensors:
         return None
     enough = HELD_ENTRIES // models // WIDTH + WIDTH // 4
     try:

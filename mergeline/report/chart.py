@@ -27,11 +27,13 @@ def draw_chart(comparison: Comparison, path: Path) -> None:
 
 
 def draw_leaderboard(leaderboard: Leaderboard, path: Path) -> None:
-    """Write a PNG: the cells of a comparison, the best on top; in bold what was chosen, or the best."""
+    """Write a PNG: the cells of a comparison, the best on top; in bold what was always chosen, or the best."""
     rows = leaderboard.rows
     bold = [row.chosen if leaderboard.split else place == 0 for place, row in enumerate(rows)]
     labels = [textwrap.fill(row.cell, _LABEL) for row in rows]
-    draw_bars(f"{leaderboard.plan}, compared", [row.scores for row in rows], labels, bold, path)
+    repeats = len(leaderboard.repeats)
+    title = f"{leaderboard.plan}, compared" + (f": means over {repeats} repeats" if repeats > 1 else "")
+    draw_bars(title, [row.scores for row in rows], labels, bold, path)
 
 
 def draw_bars(title: str, rows: Sequence[RowScores], labels: Sequence[str], bold: Sequence[bool], path: Path) -> None:

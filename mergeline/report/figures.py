@@ -15,9 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mergeline.balancing.winners import BINS, Winners
-from mergeline.plan import Plan
 from mergeline.report.chart import axis_end, axis_title
-from mergeline.report.result import Comparison, RowScores
+from mergeline.report.result import Comparison
 
 INK = "#010203"  # becomes the text colour of the page, light or dark
 COLOURS = ("#1f7f9f", "#d9703a", "#8a76c9", "#4f9a4a", "#c2528b", "#8a8a2a")
@@ -34,21 +33,20 @@ class Picture:
     caption: str = ""
 
 
-def task_bars(plan: Plan, comparison: Comparison) -> Picture:
-    """Per task the merged model beside the model that was trained for it, the ensemble and the best average."""
+def task_bars(comparison: Comparison) -> Picture:
+    """Per task the merged model beside the model that was trained for it (as the table has it), the ensemble and the
+    best average."""
     rows = {row.name: row for row in comparison.rows}
     averages = [rows[name] for name in ("average", "aligned-average") if name in rows]
     best = max(averages, key=lambda row: row.mean.goodness, default=None)
-    series = {"merged": dict.fromkeys(comparison.result.tasks, comparison.result)}
-    own = {task.name: row for task in plan.tasks if task.checkpoint and (row := _own_row(rows, task.checkpoint))}
-    series |= {"own task model": own} if own else {}
-    others = {row.label: row for row in (rows.get("ensemble"), best) if row is not None}
-    series |= {label: dict.fromkeys(row.tasks, row) for label, row in others.items()}
+    series = {"merged": comparison.result.tasks}
+    series |= {"own task model": own} if (own := comparison.own) else {}
+    series |= {row.label: row.tasks for row in (rows.get("ensemble"), best) if row is not None}
     tasks = list(comparison.result.tasks)
     step = 0.8 / len(series)
     with _drawing(0.9 + 0.2 * len(tasks) * (len(series) + 0.8)) as (figure, axes):
-        for place, (label, models) in enumerate(series.items()):
-            shown = [(at, models[name].tasks[name]) for at, name in enumerate(tasks) if name in models]
+        for place, (label, scores) in enumerate(series.items()):
+            shown = [(at, scores[name]) for at, name in enumerate(tasks) if name in scores]
             axes.barh(
                 [at - 0.4 + step * (place + 0.5) for at, _ in shown],
                 [score.scale * score.value for _, score in shown],
@@ -60,7 +58,7 @@ def task_bars(plan: Plan, comparison: Comparison) -> Picture:
             )
         axes.set_yticks(range(len(tasks)), [_plain(name) for name in tasks])
         axes.set_ylim(len(tasks) - 0.5, -0.5)
-        every = [models[name].tasks[name] for models in series.values() for name in tasks if name in models]
+        every = [scores[name] for scores in series.values() for name in tasks if name in scores]
         axes.set_xlim(min(0.0, *(score.scale * score.value for score in every)), axis_end(every))
         axes.set_xlabel(axis_title(comparison.result.mean))
         _legend(figure, len(series))
@@ -68,10 +66,6 @@ def task_bars(plan: Plan, comparison: Comparison) -> Picture:
     measured = axis_title(comparison.result.mean).partition(",")[0]
     alt = f"Bars: {measured} per task of {', '.join(series)}; the numbers are in the table."
     return Picture("Task by task", alt, data, "Lines: one standard error of the test examples.")
-
-
-def _own_row(rows: dict[str, RowScores], checkpoint: str) -> RowScores | None:
-    return rows.get(checkpoint) or rows.get(f"{checkpoint}-reset")
 
 
 def objective_curve(objective: Sequence[float]) -> Picture:

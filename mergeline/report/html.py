@@ -74,16 +74,26 @@ class _Map:
     after: str = field(repr=False)
 
 
-def report_html(plan: Plan, comparison: Comparison, findings: Findings) -> str:
-    """The whole page."""
-    measured = bool(comparison.rows)
+def draw(plan: Plan, comparison: Comparison, findings: Findings) -> dict[str, Picture]:
+    """The pictures of the page by their places in it; they say nothing of the run."""
     models = [model.name for model in plan.task_models]
     objective, winners = findings.facts.objective, findings.winners
     pictures = {
-        "tasks": task_bars(plan, comparison) if measured else None,
+        "tasks": task_bars(comparison) if comparison.rows else None,
         "objective": objective_curve(objective) if objective else None,
         "coefficients": coefficient_histogram(winners, models) if winners else None,
     }
+    return {name: picture for name, picture in pictures.items() if picture}
+
+
+def report_html(
+    plan: Plan, comparison: Comparison, findings: Findings, drawn: Mapping[str, Picture] | None = None
+) -> str:
+    """The whole page. drawn: its pictures, where they are drawn already."""
+    measured = bool(comparison.rows)
+    models = [model.name for model in plan.task_models]
+    winners = findings.winners
+    drawn = draw(plan, comparison, findings) if drawn is None else drawn
     return _template().render(
         plan=plan,
         models=models,
@@ -92,7 +102,7 @@ def report_html(plan: Plan, comparison: Comparison, findings: Findings) -> str:
         header=header(comparison) if measured else [],
         words=words_of(comparison) if measured else "",
         rows=[(row.name == RESULT, cells(row)) for row in comparison.rows],
-        drawn={name: _shown(name, picture) for name, picture in pictures.items() if picture},
+        drawn={name: _shown(name, picture) for name, picture in drawn.items()},
         maps=[_Map(found, _data(heat_map(found.before)), _data(heat_map(found.after))) for found in findings.maps],
         winners=_shares(winners, models) if winners else None,
         counted=winners,

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from math import hypot
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from mergeline.evaluation.score import Score
+from mergeline.evaluation.score import Score, over_repeats
+from mergeline.grid import Cell
 from mergeline.plan import Plan
+from mergeline.report.repeats import RepeatScores, mean_of_repeats, mean_outside
 from mergeline.report.result import RowScores
 
 Value = str | int | float
 
 
-class LeaderboardRow(BaseModel):
-    """A cell by its name, its settings of `align` and `merge`, and what its merged model scored.
+class Measured(BaseModel):
+    """A cell in one repeat, what its merged model scored, and what it scored on the data that chooses, if any."""
 
-    choice: what it scored on the data that chooses among the cells of one method; chosen: whether it is the best there.
+    model_config = ConfigDict(frozen=True)
+
+    cell: Cell
+    scores: RowScores
+    tried: RowScores | None = None
+
+
+class LeaderboardRow(BaseModel):
+    """A cell by its name, its settings of `align` and `merge`, and what its merged model scored in every repeat.
+
+    method: what data of its own chooses among. cell: also the choice itself, where every repeat may choose another one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -25,9 +38,29 @@ class LeaderboardRow(BaseModel):
     cell: str
     method: str
     settings: dict[str, Value]
-    scores: RowScores
-    choice: Score | None = None
-    chosen: bool = False
+    repeats: list[RepeatScores]
+
+    @property
+    def scores(self) -> RowScores:
+        """Mean over the repeats."""
+        return mean_of_repeats([one.scores for one in self.repeats])
+
+    @property
+    def outside(self) -> Score | None:
+        """Mean over the repeats of the mean of the tasks outside; None where a repeat has none."""
+        found = [score for one in self.repeats if (score := mean_outside(one.scores))]
+        return over_repeats(found) if len(found) == len(self.repeats) else None
+
+    @property
+    def choice(self) -> Score | None:
+        """The same of the data that chooses."""
+        tried = [one.choice for one in self.repeats if one.choice]
+        return over_repeats(tried) if tried else None
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the data that chooses takes it in every repeat."""
+        return all(one.chosen for one in self.repeats)
 
 
 class Leaderboard(BaseModel):
@@ -41,26 +74,22 @@ class Leaderboard(BaseModel):
     rows: list[LeaderboardRow]
 
     @classmethod
-    def of(cls, plan: Plan, cells: Mapping[str, tuple[Plan, RowScores, RowScores | None]]) -> Self:
-        """Rank cells by what they score; equal ones stay in their order.
-
-        cells: the plan of each, its scores, and those on the data that chooses.
-        """
+    def of(cls, plan: Plan, measured: Sequence[Measured]) -> Self:
+        """Rank cells by what they score in the mean of their repeats; equal ones stay in their order."""
         metric = plan.compare.metric if plan.compare else "mean"
         choose = plan.compare.choose if plan.compare else None
-        named = _settings({name: cell for name, (cell, *_) in cells.items()})
+        firsts = {one.cell.name: one.cell.plan for one in reversed(measured)}
+        named = _settings({name: firsts[name] for name in dict.fromkeys(one.cell.name for one in measured)})
         rows = [
             LeaderboardRow(
                 cell=name,
-                method=cell.merge.method,
-                settings=named[name],
-                scores=scores,
-                choice=tried.by(metric) if tried else None,
+                method=_method(firsts[name]),
+                settings=settings,
+                repeats=[_repeat(one, metric) for one in measured if one.cell.name == name],
             )
-            for name, (cell, scores, tried) in cells.items()
+            for name, settings in named.items()
         ]
-        best = _best_of_each_method(rows)
-        rows = [row.model_copy(update={"chosen": best.get(row.method) == row.cell}) for row in rows]
+        rows = _chosen(rows) if choose else rows
         rows.sort(key=lambda row: -row.scores.by(metric).goodness)
         return cls(plan=plan.name, metric=metric, split=choose.split if choose else None, rows=rows)
 
@@ -74,55 +103,160 @@ class Leaderboard(BaseModel):
         """The scores of the first row."""
         return self.rows[0].scores
 
+    @property
+    def repeats(self) -> list[str]:
+        """Names of the repeats; one without a name where everything is tried once."""
+        return [one.repeat for one in self.rows[0].repeats]
+
+    def behind(self, row: LeaderboardRow) -> Score:
+        """How much worse than the first row one scores, with the error of the mean of the differences."""
+        return over_repeats(
+            [
+                Score(
+                    first.goodness - own.goodness,
+                    hypot(first.standard_error, own.standard_error),
+                    own.count,
+                    own.measure,
+                )
+                for one, other in zip(self.rows[0].repeats, row.repeats, strict=True)
+                for first, own in [(one.scores.by(self.metric), other.scores.by(self.metric))]
+            ]
+        )
+
     def table(self) -> list[dict[str, Value]]:
-        """One row per cell, shares in percent: rank, name, mean and joint accuracy, tasks, then the settings."""
+        """One row per cell, shares in percent: rank, name, mean and joint accuracy, tasks, settings.
+
+        With repeats, all of that is the mean over them, and every group of them has columns of its own.
+        """
         rows: list[dict[str, Value]] = []
         for rank, row in enumerate(self.rows, start=1):
-            scores = row.scores.summary | row.scores.tasks
-            choice: dict[str, Value] = {}
+            more = _with_error("outside", row.outside) if row.outside else {}
             if row.choice is not None:
-                choice = _with_error(f"{self.metric} on {self.split}", row.choice)
-                choice["chosen"] = "yes" if row.chosen else ""
-            measured = {key: value for name, score in scores.items() for key, value in _with_error(name, score).items()}
-            rows.append({"rank": rank, "cell": row.cell, **measured, **choice, **row.settings})
+                more |= _with_error(f"{self.metric} on {self.split}", row.choice)
+                more["chosen"] = self._chosen(row)
+            if len(self.repeats) > 1:
+                more |= _with_error("behind the first", self.behind(row))
+                for group, scores in _groups(row, self.metric).items():
+                    more |= _with_error(group, over_repeats(scores))
+            rows.append({"rank": rank, "cell": row.cell, **_columns(row.scores), **more, **row.settings})
         return rows
+
+    def _chosen(self, row: LeaderboardRow) -> str:
+        times = sum(one.chosen for one in row.repeats)
+        return "yes" if row.chosen else f"{times} of {len(row.repeats)}" if times else ""
+
+    def table_of_repeats(self) -> list[dict[str, Value]]:
+        """One row per repeat and cell, in percent, with the errors of the examples; empty where all is tried once."""
+        if self.repeats == [""]:
+            return []
+        found = [
+            {"repeat": one.repeat, "cell": row.cell}
+            | _columns(one.scores)
+            | (_with_error(f"{self.metric} on {self.split}", one.choice) if one.choice else {})
+            | ({"chosen": "yes" if one.chosen else ""} if self.split else {})
+            for place in range(len(self.repeats))
+            for row in self.rows
+            for one in [row.repeats[place]]
+        ]
+        names = dict.fromkeys(name for row in found for name in row)
+        return [{name: row.get(name, "") for name in names} for row in found]
 
     def lines(self) -> list[str]:
         """The ranking for a terminal."""
         wide = max(len(row.cell) for row in self.rows)
-        return [
+        lines = [
             f"{rank:>3}  {row.cell:<{wide}}  {row.scores.mean}{_joint(row.scores)}"
             + (f"  on {self.split} {row.choice}" if row.choice else "")
-            + ("  chosen" if row.chosen else "")
+            + (f"  chosen {self._chosen(row)}".removesuffix(" yes") if self._chosen(row) else "")
             for rank, row in enumerate(self.rows, start=1)
         ]
+        if len(self.repeats) > 1:
+            lines.append(f"  means over {len(self.repeats)} repeats ± standard error over these")
+        return lines
 
     def metrics(self) -> dict[str, Any]:
         """Plain numbers by cell, in [0, 1], for metrics.json: DVC shows and compares them."""
-        return {"best": self.best.numbers(), "cells": {row.cell: row.scores.numbers() for row in self.rows}}
+        found: dict[str, Any] = {"best": _numbers(self.best), "cells": {r.cell: _numbers(r.scores) for r in self.rows}}
+        if self.repeats != [""]:
+            found["repeats"] = {r.cell: {one.repeat: _numbers(one.scores) for one in r.repeats} for r in self.rows}
+        return found
 
 
-def _best_of_each_method(rows: list[LeaderboardRow]) -> dict[str, str]:
-    """Merging method -> its best cell by the data that chooses; nothing where there is no such data."""
-    best: dict[str, LeaderboardRow] = {}
-    for row in rows:
-        before = best.get(row.method)
-        if row.choice and (before is None or before.choice is None or row.choice.goodness > before.choice.goodness):
-            best[row.method] = row
-    return {method: row.cell for method, row in best.items()}
+def _repeat(one: Measured, metric: Literal["mean", "joint"]) -> RepeatScores:
+    choice = one.tried.by(metric) if one.tried else None
+    return RepeatScores(repeat=one.cell.repeat, group=one.cell.group, scores=one.scores, choice=choice)
+
+
+def _method(plan: Plan) -> str:
+    """What a cell is a setting of: a search is a method of its own."""
+    return f"{plan.merge.method}, {plan.search.trials} trials" if plan.search else plan.merge.method
+
+
+def _chosen(rows: list[LeaderboardRow]) -> list[LeaderboardRow]:
+    """Mark the best cell of every method in every repeat, by the data that chooses. Where there are several repeats, a
+    method of several cells gets a row of what was chosen: that is what the method with its choice is worth."""
+    marked = {row.cell: [one.model_copy() for one in row.repeats] for row in rows}
+    rows = [row.model_copy(update={"repeats": marked[row.cell]}) for row in rows]
+    chosen: dict[str, list[RepeatScores]] = {}
+    for method in dict.fromkeys(row.method for row in rows):
+        cells = [row.cell for row in rows if row.method == method]
+        for place in range(len(rows[0].repeats)):
+            best = max(cells, key=lambda cell: _goodness(marked[cell][place].choice))
+            marked[best][place] = marked[best][place].model_copy(update={"chosen": True})
+            if len(cells) > 1 and len(rows[0].repeats) > 1:
+                chosen.setdefault(method, []).append(marked[best][place])
+    settings = dict.fromkeys(rows[0].settings, "")
+    return rows + [
+        LeaderboardRow(
+            cell=f"{method}, as chosen in each repeat",
+            method=method,
+            settings={**settings, "merge.method": method},
+            repeats=repeats,
+        )
+        for method, repeats in chosen.items()
+    ]
+
+
+def _goodness(score: Score | None) -> float:
+    return score.goodness if score else float("-inf")
+
+
+def _groups(row: LeaderboardRow, metric: Literal["mean", "joint"]) -> dict[str, list[Score]]:
+    """The scores of a row by group of repeats; nothing where all are one group."""
+    found: dict[str, list[Score]] = {}
+    for one in row.repeats:
+        found.setdefault(one.group, []).append(one.scores.by(metric))
+    return found if len(found) > 1 else {}
+
+
+def _columns(scores: RowScores) -> dict[str, Value]:
+    named = scores.summary | scores.tasks
+    named |= {f"outside {task}": score for task, score in scores.outside.items()}
+    return {key: value for name, score in named.items() for key, value in _with_error(name, score).items()}
+
+
+def _numbers(scores: RowScores) -> dict[str, Any]:
+    outside = {task: score.value for task, score in scores.outside.items()}
+    return scores.numbers() | ({"outside": outside} if outside else {})
 
 
 def _settings(cells: Mapping[str, Plan]) -> dict[str, dict[str, Value]]:
-    """Of every cell, the fields of `align` and `merge` that any of them sets; empty where a cell has no such field."""
+    """Of every cell, the fields of `align` and `merge` that any of them sets; empty where a cell has no such field.
+
+    A search shows as the value of what is searched.
+    """
     written = [dict(_fields(cell, exclude_unset=True)) for cell in cells.values()]
     names = list(
         dict.fromkeys(["align.space", "align.method", "merge.method", *(key for row in written for key in row)])
     )
+    names = [name for name in names if name != "align.balance_search"]
     found = {}
     for cell, plan in cells.items():
         known = dict(_fields(plan, exclude_unset=False))
         if plan.align and plan.align.balance_search:
             known["align.balance"] = "searched"
+        if plan.search:
+            known |= {name: "searched" for field in plan.search.over for name in names if name == f"merge.{field}"}
         found[cell] = {name: known.get(name, "") for name in names}
     return found
 

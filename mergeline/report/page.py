@@ -8,6 +8,7 @@ from typing import Any
 
 from mergeline.checkpoints.transfer import shown
 from mergeline.comparison import RESULT
+from mergeline.evaluation.kinds import shown as shown_score
 from mergeline.merging import registry
 from mergeline.plan import Plan
 from mergeline.report.result import Comparison
@@ -108,9 +109,12 @@ def _stages(plan: Plan, facts: Facts) -> str:
             f"weakest group `{weakest}` with {facts.matched[weakest]:.3f}.",
         ]
         if facts.balances:
-            tried = ", ".join(f"{balance} {100 * score:.1f} %" for balance, score in facts.balances["tried"].items())
+            tried = ", ".join(
+                f"{balance} {shown_score(score, plan.measure, 1)}" for balance, score in facts.balances["tried"].items()
+            )
+            of = "accuracy" if plan.measure == "share" else plan.measure
             lines.append(
-                f"- **Balance search** by {facts.balances['metric']} accuracy on `{facts.balances['split']}`: {tried}."
+                f"- **Balance search** by {facts.balances['metric']} {of} on `{facts.balances['split']}`: {tried}."
             )
     else:
         lines.append("- **Alignment**: none needed, all task models share one base, or switched off.")
@@ -120,9 +124,7 @@ def _stages(plan: Plan, facts: Facts) -> str:
         rows = "; ".join(f"{model.name} |tau| <= {bound:.2e}, score > {score:.2f}" for model, bound, score in pairs)
         lines.append(f"- **PCB coefficients**: magnitudes are clipped and scores up to a threshold dropped: {rows}.")
     if evidence := registry.get(plan.merge.method).evidence:
-        what = {"fisher": "the diagonal Fisher information", "gram": "the Gram matrices of all layers' inputs"}[
-            evidence
-        ]
+        what = registry.EVIDENCE[evidence]
         lines.append(f"- **Evidence**: {what} of each model, on `{plan.merge.evidence.split}` data of its tasks.")
     options = ", ".join(f"{key} {value}" for key, value in (plan.merge.options | plan.merge.grouping).items())
     lines.append(f"- **Merge**: {plan.merge.method}{f' ({options})' if options else ''}, onto the {plan.merge.onto}.")

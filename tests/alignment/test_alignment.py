@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mergeline.alignment.alignment import Alignment, identity_alignment
-from mergeline.alignment.apply import AlignedReader, apply_alignment, merge_aligned
+from mergeline.alignment.apply import AlignedReader, apply_alignment
+from mergeline.alignment.merge import merge_aligned
 from mergeline.alignment.solve import align
 from mergeline.checkpoints.readers import Reader, open_checkpoint
 from mergeline.checkpoints.tensors import WithoutTensors

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mergeline.alignment.alignment import Alignment
-from mergeline.alignment.apply import AlignedReader, merge_aligned
+from mergeline.alignment.apply import AlignedReader
+from mergeline.alignment.merge import merge_aligned
 from mergeline.alignment.solve import align
 from mergeline.checkpoints.readers import open_checkpoint
 from mergeline.errors import InputError

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mergeline.alignment.apply import merge_aligned
+from mergeline.alignment.merge import merge_aligned
 from mergeline.alignment.solve import align
 from mergeline.calibration.normalization import reset_normalization
 from mergeline.checkpoints.readers import open_checkpoint

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from mergeline.alignment.alignment import Alignment
-from mergeline.alignment.apply import AlignedReader, apply_alignment, merge_aligned
+from mergeline.alignment.apply import AlignedReader, apply_alignment
+from mergeline.alignment.merge import merge_aligned
 from mergeline.alignment.solve import align
 from mergeline.errors import InputError
 from mergeline.merging.engine import merge

@@ -12,6 +12,7 @@ from fileserver import FileServer, answers, breaks_off_at
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
 
+from mergeline.checkpoints.folders import fetch_checkpoint
 from mergeline.checkpoints.hub import parse_hub
 from mergeline.checkpoints.sources import TransientError, fetch
 from mergeline.checkpoints.transfer import shown
@@ -78,6 +79,12 @@ def test_any_fsspec_url_is_read(memory: MemoryFileSystem, tmp_path: Path) -> Non
 def test_an_unknown_scheme_is_refused_with_what_is_known(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gopher://hole/model: unknown kind of address; use a path, https://, hf://"):
         fetch("gopher://hole/model", tmp_path / "copy")
+
+
+def test_an_address_that_cannot_be_taken_apart_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the address leads nowhere") as error:
+        fetch_checkpoint("http://me:secretive@[::1/model.pt", tmp_path / "copy")
+    assert "secretive" not in str(error.value)
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

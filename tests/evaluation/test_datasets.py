@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from mergeline.errors import InputError
-from mergeline.evaluation.datasets import load_images
+from mergeline.evaluation.datasets import LabelledExamples, load_images, sample_rows
 
 FEATURES = datasets.Features(
     image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]), domain=datasets.Value("string")
@@ -109,3 +111,14 @@ def test_an_empty_split_and_a_label_outside_the_classes_are_named(tmp_path: Path
     pyarrow.parquet.write_table(table.replace_schema_metadata(one_class.arrow_schema.metadata), folder / "test.parquet")
     with pytest.raises(InputError, match=r"row 1 of column 'label' has the label 1, outside the range of the 1 class"):
         load_images(folder, "test")
+
+
+@given(rows=st.integers(1, 30), count=st.integers(1, 30))
+def test_draws_share_no_row_keep_the_order_and_are_the_same_again(rows: int, count: int) -> None:
+    pictures = LabelledExamples(torch.arange(rows).view(rows, 1, 1, 1).float(), torch.arange(rows), ("a",))
+    draws = [sample_rows(pictures, count, draw).labels.tolist() for draw in range(rows // count)]
+    assert all(len(draw) == count and draw == sorted(draw) for draw in draws)
+    assert len({row for draw in draws for row in draw}) == count * len(draws)
+    assert draws == [sample_rows(pictures, count, draw).inputs.flatten().tolist() for draw in range(len(draws))]
+    with pytest.raises(InputError, match=f"and there are {rows}"):
+        sample_rows(pictures, count, len(draws))

@@ -47,6 +47,21 @@ def test_what_a_method_must_know_of_each_model_is_a_stage_of_its_own(ties, proje
     assert published(project / method) == before
 
 
+def test_regmean_plusplus_measures_all_models_in_one_stage(ties, project):
+    plan = plan_for(project / "plusplus", "merge={method: regmean_plusplus}", "evaluation.compare=[average]")
+    outcome = run(plan)
+    assert stage_names(outcome).count("collect-merged-grams") == 1
+    rows = {row.name: row for row in outcome.comparison.rows}
+    assert rows["merged"].mean.value > rows["average"].mean.value + 0.1
+    assert computed(run(plan)) == 0
+
+
+@pytest.mark.parametrize("merge", ["wudi, learning_rate: 0.001", "wudi_closed", "tsv", "iso_c, scale: 4"])
+def test_methods_of_whole_matrices_run_through_the_flow(ties, project, merge):
+    outcome = run(plan_for(project / "matrices", f"merge={{method: {merge}}}", RESULT_ONLY))
+    assert outcome.comparison.result.mean.value > 0.4  # five classes
+
+
 def test_other_data_for_the_evidence_measure_the_models_again(ties, project):
     plan = [f"merge={{method: fisher, evidence: {{split: validation, batches: {n}}}}}" for n in (1, 2)]
     one, two = (run(plan_for(project / "evidence", override, RESULT_ONLY)) for override in plan)

@@ -49,7 +49,11 @@ def evidence_of(method: str, models: Sequence[StateDict]) -> list[StateDict] | N
     kind = registry.get(method).evidence
     if kind is None:
         return None
-    makers: dict[str, Callable[[Tensor, torch.Generator], Tensor | None]] = {"fisher": _fisher, "gram": _gram}
+    makers: dict[str, Callable[[Tensor, torch.Generator], Tensor | None]] = {
+        "fisher": _fisher,
+        "gram": _gram,
+        "merged_gram": _gram,
+    }
     found = []
     for index, model in enumerate(models):
         generator = torch.Generator().manual_seed(1000 + index)

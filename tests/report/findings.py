@@ -26,7 +26,8 @@ def row(name, mean, label=None, error=0.01):
 def comparison(result=0.7, models=0.9, **others):
     rows = [row(task.checkpoint, models) for task in plan().tasks] if models is not None else []
     rows += [row(name.replace("_", "-"), value) for name, value in others.items()]
-    return Comparison(plan="two-teams", rows=[*rows, row(RESULT, result, "aligned, PCB")])
+    rows.append(row(RESULT, result, "aligned, PCB"))
+    return Comparison(plan="two-teams", rows=rows, specialists=plan().specialists)
 
 
 def lineage(**fields):

@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from mergeline.report.figures import Picture, heat_map
-from mergeline.report.html import report_html
+from mergeline.report.figures import Picture, heat_map, task_bars
+from mergeline.report.html import draw, report_html
 from mergeline.report.page import Facts
 from mergeline.report.result import Comparison
 from mergeline.report.verdict import verdict
@@ -149,3 +149,22 @@ def test_secrets_are_masked_before_they_are_escaped(monkeypatch):
 def test_a_picture_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="neither PNG nor SVG"):
         report_html(plan(), comparison(), findings(pictures=[Picture("a", "b", b"GIF89a")]))
+
+
+def test_the_bars_of_the_tasks_own_models_are_the_better_of_both_as_in_the_table():
+    """As trained and with its statistics reset: the order of the rows says nothing."""
+
+    def drawn(trained, reset):
+        both = comparison(models=trained)
+        rows = [row(f"{name}-reset", reset) for name in both.specialists.values()]
+        return task_bars(both.model_copy(update={"rows": [*rows, *both.rows]})).data
+
+    assert drawn(0.9, 0.5) == drawn(0.5, 0.9) == task_bars(comparison(models=0.9)).data
+    assert drawn(0.5, 0.5) != drawn(0.9, 0.5)
+
+
+def test_a_page_of_pictures_that_are_drawn_already_is_the_same():
+    found = findings()
+    drawn = draw(plan(), comparison(), found)
+    assert set(drawn) == {"tasks", "objective", "coefficients"}
+    assert report_html(plan(), comparison(), found, drawn) == report_html(plan(), comparison(), found)

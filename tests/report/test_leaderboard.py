@@ -1,9 +1,12 @@
 """The ranking of a comparison: order, choice, settings as columns, numbers for DVC, the picture."""
 
+import pytest
+
 from mergeline.evaluation.score import Score
+from mergeline.grid import Cell
 from mergeline.plan import Plan
 from mergeline.report.chart import draw_leaderboard
-from mergeline.report.leaderboard import Leaderboard
+from mergeline.report.leaderboard import Leaderboard, Measured
 from mergeline.report.result import RowScores
 
 BASE = Plan(
@@ -14,11 +17,18 @@ BASE = Plan(
 )
 
 
-def scores(mean, joint):
+def scores(mean, joint, task="task", **outside):
     def score(value):
         return Score(value, 0.0123, 100)
 
-    return RowScores(name="merged", label="", tasks={"task": score(mean)}, mean=score(mean), joint=score(joint))
+    return RowScores(
+        name="merged",
+        label="",
+        tasks={task: score(mean)},
+        mean=score(mean),
+        joint=score(joint),
+        outside={name: score(value) for name, value in outside.items()},
+    )
 
 
 def cell(merge, **sections):
@@ -26,13 +36,15 @@ def cell(merge, **sections):
 
 
 def board(plan=BASE):
-    measured = {
+    found = {
         "ties, strong": (cell({"method": "ties", "scale": 2.0}), scores(0.5, 0.4), scores(0.1, 0.3)),
         "ties": (cell({"method": "ties", "scale": 1.0}), scores(0.6, 0.3), scores(0.1, 0.31)),
         "average": (cell({"method": "average"}, align=None), scores(0.7, 0.35), scores(0.1, 0.1)),
     }
-    if plan.compare.choose is None:
-        measured = {name: (of, found, None) for name, (of, found, _) in measured.items()}
+    measured = [
+        Measured(cell=Cell(name=name, plan=of), scores=scores, tried=tried if plan.compare.choose else None)
+        for name, (of, scores, tried) in found.items()
+    ]
     return Leaderboard.of(plan, measured)
 
 
@@ -69,6 +81,107 @@ def test_metrics_are_shares_by_cell():
     assert metrics["best"] == metrics["cells"]["ties, strong"]
     assert metrics["cells"]["ties"]["joint"] == 0.3
     assert metrics["cells"]["ties"]["joint_standard_error"] == 0.0123
+
+
+def repeated(choose=True):
+    """Two settings of TIES and the average, in two repeats of pairs and one of triples, where other settings win."""
+    found = {  # joint accuracy in each repeat, and what data of its own says of it
+        "ties, strong": (cell({"method": "ties", "scale": 2.0}), (0.5, 0.7, 0.3), (0.9, 0.8, 0.1)),
+        "ties": (cell({"method": "ties", "scale": 1.0}), (0.4, 0.4, 0.7), (0.1, 0.2, 0.6)),
+        "average": (cell({"method": "average"}, align=None), (0.2, 0.4, 0.3), (0.1, 0.1, 0.1)),
+    }
+    plan = BASE if choose else BASE.model_copy(update={"compare": BASE.compare.model_copy(update={"choose": None})})
+    return Leaderboard.of(
+        plan,
+        [
+            Measured(
+                cell=Cell(name=name, plan=of, repeat=repeat, group=group),
+                scores=scores(0.1 * place, joint, task=f"own-{repeat}", unseen=joint / 2, strange=joint / 4),
+                tried=scores(0.0, tried) if choose else None,
+            )
+            for name, (of, joints, choices) in found.items()
+            for place, (repeat, group, joint, tried) in enumerate(
+                zip(("pair, 1", "pair, 2", "triple"), ("pair", "pair", "triple"), joints, choices, strict=True)
+            )
+        ],
+    )
+
+
+def test_cells_are_ranked_by_their_mean_over_repeats_with_the_error_of_their_spread():
+    ranked = repeated(choose=False)
+    assert [row.cell for row in ranked.rows] == ["ties, strong", "ties", "average"]
+    first = ranked.rows[0].scores
+    assert first.joint.value == pytest.approx(0.5)
+    assert first.joint.standard_error == pytest.approx(0.2 / 3**0.5)  # the standard deviation of 0.5, 0.7, 0.3 is 0.2
+    assert first.joint.count == 300
+    assert first.tasks == {}, "no task is in all repeats"
+    assert {task: score.value for task, score in first.outside.items()} == pytest.approx(
+        {"unseen": 0.25, "strange": 0.125}
+    )
+
+
+def test_a_difference_is_taken_in_each_repeat():
+    ranked = repeated(choose=False)
+    assert ranked.behind(ranked.rows[0]) == Score(0.0, 0.0, 300)
+    average = ranked.behind(ranked.rows[2])  # 0.3, 0.3, 0.0 behind
+    assert (average.value, average.standard_error) == (pytest.approx(0.2), pytest.approx(0.1))
+
+
+def test_a_method_is_worth_what_was_chosen_of_it_in_each_repeat():
+    ranked = repeated()
+    first, *others = ranked.rows
+    assert first.cell == "ties, as chosen in each repeat"
+    assert [one.scores.joint.value for one in first.repeats] == [0.5, 0.7, 0.7]
+    table = {row["cell"]: row for row in ranked.table()}
+    assert {name: row["chosen"] for name, row in table.items()} == {
+        "ties, as chosen in each repeat": "yes",
+        "ties, strong": "2 of 3",
+        "ties": "1 of 3",
+        "average": "yes",
+    }
+    assert [row.chosen for row in others] == [row.cell == "average" for row in others]
+    assert table[first.cell]["merge.method"] == "ties" and table[first.cell]["merge.scale"] == ""
+    assert table[first.cell]["joint on validation"] == pytest.approx(100 * (0.9 + 0.8 + 0.6) / 3, abs=0.01)
+
+
+def test_the_table_has_columns_for_the_groups_of_repeats_and_a_table_of_its_own_for_these():
+    ranked = repeated()
+    strong = next(row for row in ranked.table() if row["cell"] == "ties, strong")
+    assert (strong["pair"], strong["pair ±"]) == (60.0, 10.0)
+    assert (strong["triple"], strong["triple ±"]) == (30.0, 1.23), "of one repeat, the error of its examples"
+    assert (strong["behind the first"], strong["behind the first ±"]) == (13.33, 13.33)
+    assert strong["outside"] == pytest.approx(100 * 0.5 * 0.375, abs=0.01)
+    repeats = ranked.table_of_repeats()
+    assert [row["repeat"] for row in repeats] == ["pair, 1"] * 4 + ["pair, 2"] * 4 + ["triple"] * 4
+    assert len({tuple(row) for row in repeats}) == 1, "every row has every column"
+    (row,) = [row for row in repeats if (row["cell"], row["repeat"]) == ("ties", "triple")]
+    assert (row["joint"], row["own-triple"], row["own-pair, 1"], row["outside unseen"]) == (70.0, 20.0, "", 35.0)
+    assert row["chosen"] == "yes"
+    assert board().table_of_repeats() == []
+
+
+def test_metrics_have_every_repeat():
+    metrics = repeated().metrics()
+    assert metrics["cells"]["ties"]["joint"] == pytest.approx(0.5)
+    assert metrics["repeats"]["ties"]["triple"]["joint"] == 0.7
+    assert metrics["repeats"]["ties"]["triple"]["outside"] == {"unseen": 0.35, "strange": 0.175}
+    assert "repeats" not in board().metrics()
+
+
+def test_a_search_is_a_method_of_its_own():
+    searched = cell({"method": "pcb"}, search={"trials": 7})
+    plain = cell({"method": "pcb", "scale": 1.0})
+    ranked = Leaderboard.of(
+        BASE,
+        [
+            Measured(cell=Cell(name=name, plan=plan), scores=scores(0.1, 0.1), tried=scores(0.1, tried))
+            for name, plan, tried in (("plain", plain, 0.1), ("searched", searched, 0.9))
+        ],
+    )
+    assert {row.cell: (row.method, row.chosen) for row in ranked.rows} == {
+        "plain": ("pcb", True),
+        "searched": ("pcb, 7 trials", True),
+    }
 
 
 def test_the_picture_is_the_same_for_the_same_numbers(tmp_path):

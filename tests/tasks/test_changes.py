@@ -95,6 +95,20 @@ def test_what_changes_while_a_run_goes_on_is_new_after_it(plan: Plan) -> None:
     assert look_for_news(plan).changed == ["checkpoint a-clean-13569"]
 
 
+def test_what_another_run_published_meanwhile_is_not_taken_for_ones_own(plan: Plan) -> None:
+    def overtaken(plan: Plan, said: dict) -> SimpleNamespace:
+        outcome = succeed(plan)
+        lineage = {"files": {"model.safetensors": MODEL}, "plan": said}
+        (plan.output / "lineage.json").write_text(json.dumps(lineage))
+        return outcome
+
+    own = plan.model_dump(mode="json")
+    remembered(lambda plan: overtaken(plan, own | {"merge": {"method": "ties"}}), plan)
+    assert last_success(plan) is None
+    remembered(lambda plan: overtaken(plan, own), plan)
+    assert not look_for_news(plan)
+
+
 def test_the_plan_counts_without_what_is_of_no_effect(plan: Plan) -> None:
     remembered(succeed, plan)
     without_effect = {"runner": "dask", "tracking": {"enabled": False}, "notify": {"on": ["success"]}}
@@ -336,5 +350,5 @@ def test_whoever_waits_for_a_run_hears_that_the_check_before_it_failed(
 def test_cells_of_a_grid_register_and_tell_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     own = ["registry={model: m}", "promotion={floor: 0.5}", "notify.on=[success]"]
-    for cell in load_cells("params.yaml", own, {"merge.keep_ratio": [0.1, 0.2]}).values():
-        assert (cell.registry, cell.promotion, cell.notify.on) == (None, None, [])
+    for cell in load_cells("params.yaml", own, {"merge.keep_ratio": [0.1, 0.2]}):
+        assert (cell.plan.registry, cell.plan.promotion, cell.plan.notify.on) == (None, None, [])

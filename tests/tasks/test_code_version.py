@@ -140,6 +140,38 @@ def test_the_version_of_a_numeric_package_counts(box: Change, monkeypatch: pytes
     assert code_version("box.stage") != before
 
 
+def test_a_module_beside_the_package_is_the_users_own(box: Change, tmp_path: Path) -> None:
+    box("stage.py", "import json\nfrom layers import block")
+    box("../layers.py", "from parts.inner import block")
+    box("../parts/inner.py", "block = 1")
+    assert set(versions._reachable("box.stage")) == {"box", "box.stage", "layers", "parts.inner"}
+    before = code_version("box.stage")
+    box("../parts/inner.py", "block = 2")
+    assert code_version("box.stage") != before
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "counts"),
+    [
+        ("box.stage", "timm", True),
+        ("box.stage", "pillow", True),
+        ("box.stage", "prefect", False),
+        ("mergeline.report.chart", "matplotlib", True),
+        ("mergeline.report.chart", "pillow", False),
+        ("tasks.evaluation", "prefect", False),
+    ],
+)
+def test_the_version_of_a_package_counts_where_it_is_imported(
+    box: Change, monkeypatch: pytest.MonkeyPatch, module: str, package: str, counts: bool
+) -> None:
+    box("stage.py", "import timm.models\nfrom PIL import Image")
+    before = code_version(module)
+    forget_sources()
+    installed = versions.version
+    monkeypatch.setattr(versions, "version", lambda name: "0.0" if name == package else installed(name))
+    assert (code_version(module) != before) == counts
+
+
 def test_the_project_is_followed_from_outside_and_its_infrastructure_is_not(box: Change) -> None:
     box("stage.py", "from tasks.policy import stage\nfrom tasks.store import put_file\nimport mergeline.errors, json")
     assert set(versions._reachable("box.stage")) == {"box", "box.stage", "mergeline.errors"}

@@ -10,9 +10,9 @@ from mergeline.evidence.batches import labelled_batches, spread
 from mergeline.models.build import build_model
 from mergeline.plan_file import load_plan
 from mergeline.symmetry.derive import derive_symmetry
-from tasks.evidence import collect_fisher, collect_grams
+from tasks.evidence import collect_fisher, collect_grams, collect_merged_grams, each
 from tasks.job import Job
-from tasks.merging import MergeInputs
+from tasks.merge_inputs import MergeInputs
 from tasks.store import put_directory, take_file
 from tests.flows.conftest import ROOT
 
@@ -57,6 +57,40 @@ def test_gram_matrices_lie_in_the_order_of_the_aligned_units(measured):
             outputs = [w @ g @ w.T for w, g in ((model.read(name), first[name]), (weights.read(name), second[name]))]
             torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
     assert any(not torch.allclose(first[name], second[name]) for name in first)
+
+
+def test_gram_matrices_in_the_merged_model_lie_in_the_order_of_the_aligned_units(measured):
+    (plain, aligned), alignment = measured
+    shared = {key: plain[key] for key in ("architecture", "batches", "batch_size")}
+    whole = {"names": ["b", "c"], "tasks": [plain["tasks"]] * 2, "own": True, "method": "regmean_plusplus"}
+    options = {"options": {"alpha": 1.0}, "by_pattern": {"linear*": {"alpha": 0.5}}}
+
+    def collected(call):
+        twice = call["model"].model_copy(
+            update={"models": call["model"].models * 2, "families": [0, 0]},
+        )
+        made = collect_merged_grams.fn(models=twice, **shared, **whole, **options)
+        return [load_file(ref.path) for ref in each([made])]
+
+    first, second = collected(plain), collected(aligned)
+    (reader,) = plain["model"].open()[0]
+    weights = AlignedReader(open_checkpoint(dict(reader)), alignment, 0)
+    for name, matrix in first[0].items():
+        assert torch.equal(matrix, first[1][name])  # both models are measured on the same pictures
+        one, other = (w.read(name).flatten(1) for w in (reader, weights))
+        outputs = [(w @ g @ w.T).trace() for w, g in ((one, matrix), (other, second[0][name]))]
+        torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
+    assert any(not torch.allclose(second[0][name], first[0][name]) for name in first[0])
+
+
+def test_a_model_is_measured_on_pictures_of_any_class_or_of_its_own(measured):
+    ((plain, _), _) = measured
+    (task,) = plain["tasks"]
+    assert len(task.unlabelled(None, 50, own=False)) == 6
+    own = task.unlabelled(None, 50, own=True)
+    assert len(torch.cat(own)) == len(torch.cat([labels for _, labels in task.labelled(None, 50)])) < 300
+    first, second = (load_file(collect_grams.fn(**plain, own=own).path) for own in (False, True))
+    assert any(not torch.allclose(second[name], first[name]) for name in first)
 
 
 def test_a_task_is_measured_on_examples_of_its_classes_spread_over_all():

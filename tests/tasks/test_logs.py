@@ -20,6 +20,7 @@ except ValueError as error:
     assert str(error) == "https://***@host"
 with told("stage", "draw"):
     pass
+tell("run summary", page="https://me:pass@host/x")
 """
 
 
@@ -41,6 +42,7 @@ def test_json_lines_have_the_event_and_its_facts(tmp_path: Path, monkeypatch: py
         "stage failed",
         "stage started",
         "stage finished",
+        "run summary",
     ]
     assert lines[0] | {"time": ""} == {
         "time": "",
@@ -52,11 +54,12 @@ def test_json_lines_have_the_event_and_its_facts(tmp_path: Path, monkeypatch: py
     }
     assert lines[3]["error"] == "ValueError: https://***@host" and lines[3]["level"] == "error"
     assert lines[5]["seconds"] >= 0 and lines[5]["peak_rss_mb"] > 10
+    assert lines[6]["page"] == "https://***@host/x"
 
 
 def test_text_lines_say_the_same() -> None:
     lines = said("text")
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert lines[0].endswith("INFO inputs checked name=teams found=nothing new")
 
 

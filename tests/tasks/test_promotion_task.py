@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mergeline.errors import InputError
 from tasks import promotion
 from tasks.promotion import decide, promotion_lock, roll_back
-from tasks.promotion_record import EARLIER, INTENTION, audit_log
+from tasks.promotion_record import ABANDONED, EARLIER, INTENTION, audit_log
 from tasks.registry import find_alias
 from tests.tasks.registered import plan_of, register
 
@@ -338,6 +338,35 @@ def test_who_asks_for_something_else_finishes_what_was_begun_first(three, model,
     assert [line["action"] for line in lines(model)][3:] == ["rolled back", "refused"]
 
 
+def test_what_somebody_else_finished_is_not_done_again_by_the_next_attempt(three, model, monkeypatch):
+    stop_at(monkeypatch, three, "set_registered_model_alias", lambda: roll_back.fn(plan_of(model)))
+    assert decide.fn(plan_of(model), "4").action == "refused"  # after it has gone back to version 2
+    assert roll_back.fn(plan_of(model)).champion == champion(three, model) == "2"
+    assert roll_back.fn(plan_of(model)).champion == champion(three, model) == "1"  # asked for once more
+    assert [line["action"] for line in lines(model)][3:] == ["rolled back", "refused", "rolled back"]
+
+
+def test_who_lost_the_lock_within_a_decision_writes_nothing_more(three, model, monkeypatch):
+    """It slept for longer than the lease; somebody else has finished its decision and made another one."""
+    slow = Flaky(three, -1, False)
+
+    def and_sleep(*arguments):
+        three.set_registered_model_alias(*arguments)
+        with monkeypatch.context() as patch:
+            patch.setattr(promotion, "connect", lambda: three)
+            patch.setattr(promotion, "promotion_lock", lambda client, name: promotion_lock(client, name, lease=-1.0))
+            assert decide.fn(plan_of(model, champion=None), "4").action == "promoted"
+
+    slow.set_registered_model_alias = and_sleep
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "connect", lambda: slow)
+        with pytest.raises(ConnectionError, match="another promotion took over"):
+            roll_back.fn(plan_of(model))
+    assert json.loads(three.get_registered_model(model).tags[EARLIER]) == ["1", "2"]
+    again = roll_back.fn(plan_of(model))
+    assert (again.action, again.champion, champion(three, model)) == ("rolled back", "2", "4")
+
+
 def test_what_was_begun_is_not_finished_where_somebody_moved_the_alias_meanwhile(three, model, monkeypatch, caplog):
     stop_at(monkeypatch, three, "set_registered_model_alias", lambda: roll_back.fn(plan_of(model)))
     three.set_registered_model_alias(model, "champion", "1")
@@ -345,6 +374,8 @@ def test_what_was_begun_is_not_finished_where_somebody_moved_the_alias_meanwhile
         three.set_registered_model_tag(model, EARLIER, "[]")
         roll_back.fn(plan_of(model))
     assert "moved by hand" in caplog.text
+    [why] = [why for name, why in three.get_model_version(model, "3").tags.items() if name.startswith(ABANDONED)]
+    assert "moved by hand" in why
     assert INTENTION not in three.get_registered_model(model).tags
     three.set_registered_model_tag(model, INTENTION, "{")
     assert decide.fn(plan_of(model, champion=None), "2").action == "promoted"

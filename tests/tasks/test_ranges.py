@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 from mergeline.errors import InputError
 from mergeline.plan import Merge
 from tasks.locks import STAGE_LOCKS
-from tasks.merging import MergeInputs, given_up_where_at_fault, merge_models, merge_range
+from tasks.merge_inputs import MergeInputs
+from tasks.merging import given_up_where_at_fault, merge_models, merge_range
 from tasks.policy import stage_key
 from tasks.store import store_directory, take_file
 

@@ -105,6 +105,22 @@ def test_an_alias_that_is_not_there_is_told(client, model, tmp_path):
         locate(f"models:/{model}@champion")
 
 
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("http://me:secretive@[::1", "MLFLOW_TRACKING_URI: is no address that can be taken apart"),
+        ("sqlite://me:secretive", "MLFLOW_TRACKING_URI: is no address that can be taken apart"),
+        ("http://me:secretive@host:99x", "Invalid url"),
+    ],
+)
+def test_an_address_of_mlflow_that_leads_nowhere_is_bad_input(home, monkeypatch, address, sentence):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(InputError, match=sentence) as error:
+        locate("models:/nobody/1")
+    assert "secretive" not in str(error.value) + str(error.value.__cause__)
+    assert "\n" not in str(error.value)
+
+
 def test_no_server_is_a_failure_that_may_pass(home, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as taken:
@@ -259,6 +275,37 @@ def test_what_a_version_needs_stays_until_the_version_goes(client, model, home, 
     assert "kept" not in clean()
     assert not ref.path.exists()
     assert not list(home.glob(".store/registered/*"))
+
+
+def test_another_mlflow_that_knows_of_no_version_frees_nothing(client, model, home, tmp_path, monkeypatch):
+    ref = register_left_out(tmp_path / "out", model, 7.0)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'another.db'}")
+        note = home / ".store" / "registered" / ref.identity
+        os.utime(note, (1, 1))
+        assert needed()[ref.identity] == ["a version in another MLflow, sqlite:///MERGELINE_STATE/.mlflow/mlflow.db"]
+        register_published(tmp_path / "out", model, ref)
+        assert len(needed()[ref.identity]) == 2
+        MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).delete_model_version(model, "1")
+        os.utime(note, (1, 1))
+        assert len(needed()[ref.identity]) == 1
+    assert needed()[ref.identity] == [f"models:/{model}/1"]
+    client.delete_model_version(model, "1")
+    os.utime(note, (1, 1))
+    assert ref.identity not in needed()
+
+
+def test_an_mlflow_that_does_not_answer_is_asked_once(client, model, home, tmp_path, monkeypatch):
+    refs = [register_left_out(tmp_path / str(value), model, value) for value in (8.0, 9.0)]
+    asked = []
+
+    def lost(*about):
+        asked.append(about)
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr("tasks.registry.versions_with", lost)
+    assert {ref.identity for ref in refs} <= set(needed())
+    assert len(asked) == 1
 
 
 def test_what_a_record_needs_that_is_not_delivered_stays(model, home, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import logging
 import math
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -245,6 +247,41 @@ def test_the_record_of_a_killed_run_is_gone_on_with(tracker: Tracker) -> None:
         identities.append(identity)
     assert identities[0] == identities[1]
     assert len(set(identities)) == 3
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_record_that_replaces_another_is_never_gone(tracker: Tracker, tmp_path: Path, after: int) -> None:
+    """Killed after the first, second or third rename or removal within the replacement: one of both waits."""
+
+    class Killed(BaseException):
+        pass
+
+    file = tmp_path / "numbers"
+    file.write_text("1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracker, "_send", lambda self, record: 1 / 0)
+        assert tracker.record("merge", identity="same", artifacts=[file]) is None
+        file.write_text("2")
+        done = []
+
+        def killed(whole: Any) -> Any:
+            def step(*arguments: Any, **named: Any) -> Any:
+                result = whole(*arguments, **named)
+                done.append(whole)
+                if len(done) == after:
+                    raise Killed
+                return result
+
+            return step
+
+        for name in ("rename", "unlink"):
+            patch.setattr(Path, name, killed(getattr(Path, name)))
+        patch.setattr("tasks.outbox.shutil.rmtree", killed(shutil.rmtree))
+        with pytest.raises(Killed):
+            tracker.record("merge", identity="same", artifacts=[file])
+    [run] = tracker.deliver_pending()
+    assert [entry.path for entry in MlflowClient(tracker.uri).list_artifacts(run)] == ["numbers"]
+    assert not list(Path(os.environ["MERGELINE_STATE"]).glob(".mlflow/pending/*/*"))
 
 
 MAKE = """

@@ -9,7 +9,11 @@ from mergeline.merging import registry
 from mergeline.merging.registry import Method
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "methods.md"
-EVIDENCE = {"fisher": "labelled batches (`fisher_diagonal`)", "gram": "calibration batches (`gram_matrices`)"}
+EVIDENCE = {
+    "fisher": "labelled batches (`fisher_diagonal`)",
+    "gram": "calibration batches (`gram_matrices`)",
+    "merged_gram": "calibration batches (`merged_gram_matrices`)",
+}
 
 
 def rows(heading: str) -> list[list[str]]:
