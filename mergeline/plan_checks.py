@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeline.errors import InputError, nearest
-from mergeline.evaluation.kinds import PROTOTYPES, is_classification
+from mergeline.evaluation.kinds import PROTOTYPES, has_loss, is_classification
 from mergeline.evaluation.sources import splits_of, tokenizer_file
 from mergeline.merging import registry
 from mergeline.merging.patterns import pattern_faults
@@ -281,9 +281,12 @@ def _landscape_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) ->
     landscape, align = raw.get("landscape"), raw.get("align")
     if not isinstance(landscape, dict):
         return
-    tasks = [task for task in _entries(raw, "tasks") if not _is_outside(task)]
+    tasks = [task for task in _entries(raw, "tasks") if not _is_outside(task) and has_loss(kind_of(task))]
     if not tasks:
-        yield "landscape: there are no tasks, so there is no loss to show; name at least one, or leave landscape out"
+        yield (
+            "landscape: no task is a classification or a causal_lm that a model was trained for, so there is no loss "
+            "to show; name one, or leave landscape out"
+        )
     if isinstance(align, dict) and align.get("method") == "zip" and len(_families(checkpoints)) > 1:
         yield (
             "landscape: align.method zip merges units, so before the merge no two models have a common unit order to "

@@ -32,7 +32,6 @@ def kind_faults(raw: Raw, tasks: list[Raw]) -> Iterator[str]:
     yield from _mean_faults(tasks)
     yield from _joint_faults(raw, tasks)
     yield from _gate_faults(raw, tasks)
-    yield from _landscape_faults(raw, tasks)
 
 
 def kind_of(task: Raw) -> str:
@@ -156,16 +155,3 @@ def _gate_faults(raw: Raw, tasks: list[Raw]) -> Iterator[str]:
                 f"promotion.{gate}: '{named[0]}' is measured by {metric}, and this gate is a share of right answers; "
                 f"leave it out, and let promotion.champion decide"
             )
-
-
-def _landscape_faults(raw: Raw, tasks: list[Raw]) -> Iterator[str]:
-    """Tasks whose loss between models cannot be shown."""
-    if not isinstance(raw.get("landscape"), dict):
-        return
-    for i, task in enumerate(tasks):
-        if task.get("checkpoint") is None:
-            continue
-        if not is_classification(kind_of(task)):
-            yield f"landscape: shows the loss of classifications; tasks[{i}] is {kind_of(task)}, so leave it out"
-        elif task.get("head") is not None:
-            yield f"landscape: tasks[{i}] has a head of its own, which points between models lack; leave it out"

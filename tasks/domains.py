@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import log
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from mergeline.evaluation.kinds import CAUSAL_LM, HEAD, PROTOTYPES, SEQ2SEQ, is_classification
+from mergeline.evaluation.kinds import CAUSAL_LM, HEAD, PROTOTYPES, SEQ2SEQ, has_loss, is_classification
 from mergeline.evaluation.score import MetricName, Score
 from tasks.inputs import DataSlice
 from tasks.store import ArtifactRef
@@ -35,6 +36,11 @@ class Question(BaseModel):
     target_column: str | None = None
     max_new_tokens: int | None = None
     code: str = ""
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether answers have a loss: those of classifications and language models do."""
+        return has_loss(self.kind)
 
 
 class Domain(BaseModel):
@@ -83,6 +89,23 @@ class Answers:
         from mergeline.evaluation.functions import judge
 
         return judge(asked.kind, module, self._domain.examples.rows(), asked.metric, self._batch_size)
+
+    def loss(self, task: str) -> float:
+        """The loss in nats of the first module at a task that has one (`Question.has_loss`): cross-entropy among its
+        classes, or of the next token. InputError where it is not finite."""
+        asked = self._domain.tasks[task]
+        if asked.kind == CAUSAL_LM:
+            return log(self.score(task).value)
+        from mergeline.evaluation.losses import mean_loss
+
+        return mean_loss(self.logits(task)[0], self._domain.examples.load().labels, asked.classes)
+
+    def accuracy(self, task: str) -> float | None:
+        """Share of right answers of the modules at a classification; None of other kinds."""
+        asked = self._domain.tasks[task]
+        if not is_classification(asked.kind):
+            return None
+        return self._classified("accuracy", self.logits(task), asked.classes).value
 
     def joint(self, classes: list[int] | None) -> Score:
         """Accuracy among the classes of all tasks (None: all that there are)."""

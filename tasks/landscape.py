@@ -12,7 +12,9 @@ from mergeline.landscape.landscape import LossLandscape, Points, State
 from mergeline.landscape.plane import Plane
 from tasks.architecture import ArchitectureSpec
 from tasks.checkpoints import open_artifact
-from tasks.domains import Answers, Domain
+from tasks.domains import Answers, Domain, Heads
+from tasks.evaluation import read_heads
+from tasks.merging import MergeInputs
 from tasks.normalization import calibrated
 from tasks.policy import stage
 from tasks.store import ArtifactRef, put_directory
@@ -72,7 +74,7 @@ def lay_plane(
     from mergeline.landscape.plane import lay_plane as lay
 
     anchors = [*models, *spare]
-    readers = [anchor.open() for anchor in anchors]
+    readers = _open(anchors, architecture)
     names = [name for name, _ in architecture.load(readers[0]).named_parameters()]
     return lay(
         [anchor.name for anchor in anchors],
@@ -89,12 +91,14 @@ def measure_losses(
     weights: list[list[float]],
     architecture: ArchitectureSpec,
     domains: list[Domain],
-    calibration_batch: int,
+    calibration_batch: int | None,
     batch_size: int,
+    heads: dict[str, MergeInputs],
 ) -> Points:
     """Loss and accuracy of every task at some affine combinations of the anchors: one list of weights per point.
 
-    Every point has its normalisation statistics measured anew on the calibration data of each domain.
+    Every point has its normalisation statistics measured anew on the calibration data of each domain. heads: task ->
+    the model whose head answers it, for tasks that have one of their own; only classifications have an accuracy.
     """
     from tqdm import tqdm
 
@@ -102,40 +106,46 @@ def measure_losses(
         domain.prepare()  # first: it imports what the stages that run beside this one import too
     from mergeline.landscape.interpolation import AffineReader
 
-    readers = [anchor.open() for anchor in anchors]
-    losses: dict[str, list[float]] = {task: [] for domain in domains for task in domain.tasks}
-    accuracies: dict[str, list[float]] = {task: [] for task in losses}
+    readers, own = _open(anchors, architecture), read_heads(domains, heads)
+    losses: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
     for shares in tqdm(weights, desc=f"{'points':<12}", unit="point", disable=None, leave=False):
         point = AffineReader(readers, shares)
         try:
             module = architecture.load(point)
             for domain in domains:
-                _measure(module, domain, calibration_batch, batch_size, losses, accuracies)
+                _measure(module, domain, calibration_batch, batch_size, own, losses, accuracies)
         except InputError as fault:
             beyond = "; a smaller landscape.margin may help" if min(shares) < 0 or max(shares) > 1 else ""
             raise InputError(f"landscape, at {point.source}: {fault}{beyond}") from fault
     return Points(losses=losses, accuracies=accuracies)
 
 
+def _open(anchors: list[Anchor], architecture: ArchitectureSpec) -> list[Reader]:
+    """Readers of the anchors, all with the heads of the first: those are no part of a way between models."""
+    from mergeline.checkpoints.heads import with_one_head
+
+    return with_one_head([anchor.open() for anchor in anchors], architecture.heads)
+
+
 def _measure(
     module: nn.Module,
     domain: Domain,
-    calibration_batch: int,
+    calibration_batch: int | None,
     batch_size: int,
+    heads: Heads,
     losses: dict[str, list[float]],
     accuracies: dict[str, list[float]],
 ) -> None:
     """Add a point to the losses and accuracies of the tasks of a domain."""
-    from mergeline.evaluation.losses import mean_loss
-    from mergeline.evaluation.metrics import accuracy
-
-    assert domain.calibration is not None, "the plan was checked: classifications are measured with such data"
-    answers = Answers([calibrated(module, domain.calibration, calibration_batch)], domain, batch_size, {})
-    labels = domain.examples.load().labels
-    for task, asked in domain.tasks.items():
-        (logits,) = answers.logits(task)
-        losses[task].append(mean_loss(logits, labels, asked.classes))
-        accuracies[task].append(accuracy(logits, labels, asked.classes).value)
+    if calibration_batch is not None and domain.calibration is not None:
+        module = calibrated(module, domain.calibration, calibration_batch)
+    answers = Answers([module], domain, batch_size, heads)
+    for task in domain.tasks:
+        losses.setdefault(task, []).append(answers.loss(task))
+        share = answers.accuracy(task)
+        if share is not None:
+            accuracies.setdefault(task, []).append(share)
 
 
 @stage("draw-landscape")

@@ -9,6 +9,7 @@ from mergeline.landscape.landscape import Points, State
 from mergeline.landscape.plane import Plane
 from mergeline.plan import Checkpoint
 from mergeline.plan_after import Landscape
+from tasks.domains import Domain
 from tasks.findings import Aligned
 from tasks.job import Job
 from tasks.landscape import Anchor, MeasuredLine
@@ -31,8 +32,12 @@ class Survey:
     ) -> None:
         self._job, self._options, self._plan = job, options, job.plan
         self._checkpoints, self._merged, self._aligned = checkpoints, merged, aligned
-        measuring = job.measuring(job.domains_on(options.split))
+        measuring = job.measuring(_with_loss(job.domains_on(options.split)))
         self._measuring = {name: value for name, value in measuring.items() if name != "classes"}
+        self._heads = {
+            state: job.heads(checkpoints, aligned.alignment if aligned and state != "before" else None)
+            for state in ("before", "after", "shared")
+        }
         self._ends = self._two_task_models()
 
     @property
@@ -59,7 +64,7 @@ class Survey:
             return {}
         placing = self.placing
         known = {anchor.name: anchor for anchor in [*placing["models"], *placing["spare"]]}
-        shared = {"anchors": [known[name] for name in plane.anchors], **self._measuring}
+        shared = {"anchors": [known[name] for name in plane.anchors], **self._measuring, "heads": self._heads["after"]}
         corners = [[float(place == model) for model in range(3)] for place in range(3)]
         points = {AT_MODELS: corners} | {f"row {number}": plane.row(number) for number in range(len(plane.ys))}
         return {name: {"weights": weights, **shared} for name, weights in points.items()}
@@ -71,7 +76,8 @@ class Survey:
         for start, states in self._all_lines():
             for state, end in states.items():
                 weights = [[1.0 - share, share] for share in self._shares]
-                calls[_key(start, end, state)] = {"anchors": [start, end], "weights": weights, **self._measuring}
+                models = {"anchors": [start, end], "weights": weights, "heads": self._heads[state]}
+                calls[_key(start, end, state)] = models | self._measuring
         return calls
 
     def drawing(self, plane: Plane, measured: dict[str, Points]) -> dict[str, Any]:
@@ -146,6 +152,15 @@ class Survey:
             family=self._family(model) if alignment else 0,
             alignment=alignment,
         )
+
+
+def _with_loss(domains: list[Domain]) -> list[Domain]:
+    """The domains with those of their tasks whose answers have a loss."""
+    kept = [
+        domain.model_copy(update={"tasks": {task: asked for task, asked in domain.tasks.items() if asked.has_loss}})
+        for domain in domains
+    ]
+    return [domain for domain in kept if domain.tasks]
 
 
 def _key(start: Anchor, end: Anchor, state: State) -> str:

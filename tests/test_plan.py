@@ -230,7 +230,7 @@ def test_a_landscape_needs_losses_and_a_common_unit_order():
     assert load_plan("params.yaml").landscape is None
     assert load_plan("params.yaml", ["landscape={}"]).landscape.split == "validation"
     assert any("landscape: align.method zip merges units" in f for f in faults_of("landscape={}", "align.method=zip"))
-    assert any("landscape: there are no tasks" in fault for fault in faults_of("landscape={}", "tasks=[]"))
+    assert any("landscape: no task is a classification" in fault for fault in faults_of("landscape={}", "tasks=[]"))
     one_base = json.dumps(
         [
             spec.model_dump(mode="json")

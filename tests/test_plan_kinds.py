@@ -70,8 +70,6 @@ TEXTS = ["datasets.fashion.text_column=domain", "datasets.fashion.tokenizer=test
             [*HEAD, *(f"checkpoints[{i}].base=initial" for i in range(6))],
             r"tasks\[0\].head: the checkpoints are adapters, which are merged without a module; leave it out",
         ),
-        ([*HEAD, "landscape={}"], r"landscape: tasks\[0\] has a head of its own, which points between models lack"),
-        (["tasks[0].kind=json:loads", "landscape={}"], r"landscape: shows the loss of classifications; tasks\[0\] is"),
         (
             ["tasks[0].kind=json:loads", "tasks[0].classes=null", "merge={method: fisher}"],
             r"tasks\[0\].kind: 'fisher' weighs models by classifications, and this is none",

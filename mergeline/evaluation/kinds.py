@@ -62,6 +62,11 @@ def is_classification(kind: str) -> bool:
     return kind in (PROTOTYPES, HEAD)
 
 
+def has_loss(kind: str) -> bool:
+    """Whether the answers have a loss in nats: the cross-entropy of classes or tokens."""
+    return is_classification(kind) or kind == CAUSAL_LM
+
+
 def is_answered_by_ensembles(kind: str) -> bool:
     """Whether several models can answer together: their probabilities have a mean, texts and functions have none."""
     return kind in (PROTOTYPES, HEAD, CAUSAL_LM)

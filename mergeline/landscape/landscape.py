@@ -16,7 +16,7 @@ MEAN = "mean of the tasks"
 
 
 class Points(BaseModel):
-    """Loss and accuracy of every task at a sequence of points: {task: one number per point}."""
+    """Loss of every task at a sequence of points, accuracy of those that have one: {task: one number per point}."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -77,7 +77,9 @@ class LossLandscape(BaseModel):
 
 
 def with_mean(tasks: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
-    """The mean over the tasks at every point, before the tasks themselves; rounded, to be read by people and pages."""
+    """The mean over the tasks at every point, before the tasks themselves; rounded. {} for no task."""
+    if not tasks:
+        return {}
     columns = zip(*tasks.values(), strict=True)
     rounded = {name: [round(value, 6) for value in values] for name, values in tasks.items()}
     return {MEAN: [round(sum(values) / len(values), 6) for values in columns]} | rounded

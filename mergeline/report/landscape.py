@@ -131,20 +131,20 @@ def pictures_of(landscape: LossLandscape, drawn: Mapping[str, bytes]) -> list[Pi
 
 def landscape_section(landscape: LossLandscape, pictures: Mapping[str, str]) -> str:
     """The Markdown section of report.md: the pictures and the table of barriers. pictures: alternative text -> file."""
-    lines = [
-        "| line | state | barrier of the loss | at | loss at the ends | drop of accuracy, points |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
-    ]
+    measured = any(curve.accuracies for line in landscape.lines for curve in line.curves)
+    columns = ["line", "state", "barrier of the loss", "at", "loss at the ends"] + [
+        "drop of accuracy, points"
+    ] * measured
+    lines = [f"| {' | '.join(columns)} |", f"| --- | --- |{' ---: |' * (len(columns) - 2)}"]
     for line in landscape.lines:
         for curve in line.curves:
             found, ends = curve.barriers[MEAN], curve.losses[MEAN]
-            lines.append(
-                f"| {line.name} | {STATES[curve.state]} | {found.height:.3f} | {found.at:.2f} | {ends[0]:.3f}, "
-                f"{ends[-1]:.3f} | {100 * curve.accuracy_drops[MEAN].height:.1f} |"
-            )
+            drop = [f"{100 * curve.accuracy_drops[MEAN].height:.1f}"] if measured else []
+            numbers = [f"{found.height:.3f}", f"{found.at:.2f}", f"{ends[0]:.3f}, {ends[-1]:.3f}", *drop]
+            lines.append(f"| {' | '.join([line.name, STATES[curve.state], *numbers])} |")
     shown = [f"![{alt}]({file})" for alt, file in pictures.items()]
     problem = [f"No plane: {landscape.plane.problem}."] if landscape.plane.problem else []
-    reading = "Mean over the tasks, which each choose among their own classes; *at*: the share of the second model."
+    reading = "Mean over the tasks; *at*: the share of the second model."
     return "\n\n".join(["## Loss between models", *shown, *problem, "\n".join(lines), f"{reading} {_data(landscape)}"])
 
 

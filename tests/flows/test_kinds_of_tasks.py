@@ -1,6 +1,7 @@
 """Plans whose tasks are no pictures beside label prototypes: heads of their own, language models, functions."""
 
 import json
+from math import log
 from pathlib import Path
 
 import datasets
@@ -71,7 +72,7 @@ def with_heads(project, tmp_path_factory):
 def test_a_shared_body_is_merged_and_each_task_keeps_its_head(with_heads, tmp_path):
     from mergeline.evaluation.datasets import load_images
 
-    plan = load_plan(with_heads)
+    plan = load_plan(with_heads, ["landscape={points: 2, line_points: 3, split: test}"])
     outcome = run(plan)
     merged = load_file(plan.output / "model.safetensors")
     models = {name: load_file(with_heads.parent / f"{name}.safetensors") for name in ("base", "two", "three")}
@@ -94,6 +95,16 @@ def test_a_shared_body_is_merged_and_each_task_keeps_its_head(with_heads, tmp_pa
     assert {row.name for row in outcome.comparison.rows} >= {"two", "three", "base", "ensemble", "average", "merged"}
     report = (plan.output / "report.html").read_text()
     assert "all classes at once" not in report
+    found = read_landscape(plan.output)
+    (curve,) = found["lines"][0]["curves"]
+    rows = {row.name: row for row in outcome.comparison.rows}
+    for task in ("two", "three"):
+        ends = [rows[model].tasks[task].value for model in ("two", "three")]
+        assert curve["accuracies"][task][::2] == pytest.approx(ends, abs=1e-6), "with the head of the task's own model"
+
+
+def read_landscape(output):
+    return json.loads((output / "landscape" / "landscape.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +152,7 @@ def test_language_models_are_measured_by_perplexity_and_lower_is_better(language
     from mergeline.evaluation.language import perplexity
     from mergeline.evaluation.texts import tokenize
 
-    plan = load_plan(language)
+    plan = load_plan(language, ["landscape={points: 2, line_points: 3, split: test}"])
     outcome = run(plan)
     result, rows = outcome.comparison.result, {row.name: row for row in outcome.comparison.rows}
     module = AutoModelForCausalLM.from_pretrained(plan.output).eval()
@@ -161,3 +172,8 @@ def test_language_models_are_measured_by_perplexity_and_lower_is_better(language
         assert "erplexity (lower is better)" in text, page
         assert "ccuracy" not in text, page
     assert not (plan.output / "normalization").exists()
+    found = read_landscape(plan.output)
+    for task in ("news", "code"):
+        assert found["models"]["merged"][task] == pytest.approx(log(result.tasks[task].value), abs=1e-5)
+    assert found["lines"][0]["curves"][0]["accuracies"] == {}
+    assert "counted" not in found["losses"]
