@@ -158,7 +158,15 @@ class Calibrate(Section):
 
 
 ComparisonKind = Literal[
-    "task_models", "task_models_reset", "bases", "ensemble", "average", "aligned_average", "unaligned", "teams"
+    "task_models",
+    "task_models_reset",
+    "bases",
+    "ensemble",
+    "average",
+    "aligned_average",
+    "unaligned",
+    "teams",
+    "calibration_controls",
 ]
 
 

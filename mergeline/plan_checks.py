@@ -23,6 +23,8 @@ RESERVED = (
     "aligned-average",
     "unaligned-mean",
     "unaligned-first",
+    "control-average",
+    "control-first",
 )
 
 
