@@ -106,7 +106,7 @@ class Cell:
             "control: ridge from pixels": score_outputs(self.from_pixels()),
         }
         cropped = load_images(DATASET, "calibration", where={"domain": "half"}).images[: len(self.images)]
-        self.batches = cropped.split(BATCH)
+        self.batches = cropped.split(BATCH)  # from here on this cell is of the other domain
         self.modules = [reset_normalization(module, self.batches) for module in self.trained]
         other = self.calibrated(self.merged(zipped), zipped)
         reset = reset_normalization(other, self.images.split(BATCH))  # as any model that meets another domain
@@ -159,8 +159,13 @@ def main() -> None:
     parser.add_argument("zoos", nargs="+", type=Path, help="folders, each with a pair of models")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--crossed", action="store_true", help="pair models of different folders, too")
     arguments = parser.parse_args()
-    pairs = [[zoo / f"{name}.safetensors" for name in NAMES] for zoo in arguments.zoos]
+    pairs = [
+        [first / f"{NAMES[0]}.safetensors", second / f"{NAMES[1]}.safetensors"]
+        for first in arguments.zoos
+        for second in (arguments.zoos if arguments.crossed else [first])
+    ]
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         futures = [
             [pool.submit(measure, pair, draw, arguments.draws) for draw in range(arguments.draws)] for pair in pairs

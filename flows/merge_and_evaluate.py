@@ -5,7 +5,17 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from mergeline.comparison import RESULT, UNCALIBRATED, Row, aligns, comparison_rows, is_merged, result_row
+from mergeline.comparison import (
+    CONTROL_AVERAGE,
+    CONTROL_FIRST,
+    RESULT,
+    UNCALIBRATED,
+    Row,
+    aligns,
+    comparison_rows,
+    is_merged,
+    result_row,
+)
 from mergeline.plan import Align, BalanceSearch, Plan
 from mergeline.report.result import Comparison
 from tasks.activations import collect_activations
@@ -55,7 +65,7 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
     rows = {row.name: row for row in comparison_rows(plan)}
     merges = {name: job.merge_inputs(row, checkpoints, alignment) for name, row in rows.items() if is_merged(row)}
     merged, coefficients = merge_rows(job, rows, merges, progress)
-    merged, record = calibrate_result(job, merged, merges[RESULT], checkpoints, progress)
+    merged, record = calibrate_models(job, merged, merges[RESULT], checkpoints, progress)
     resets = [name for name in (UNCALIBRATED, RESULT) if name in merged and job.calibrates]
     calibrated = {name: reset_normalization.submit(**job.reset(merged[name])) for name in resets}
     statistics = {
@@ -101,19 +111,22 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
     return show_outcome(plan, outcome)
 
 
-def calibrate_result(
+def calibrate_models(
     job: Job,
     merged: dict[str, ArtifactRef],
     inputs: MergeInputs,
     checkpoints: dict[str, ArtifactRef],
     progress: Progress,
 ) -> tuple[dict[str, ArtifactRef], ArtifactRef | None]:
-    """The merged models with the calibrated one as the result, and the record of that; nothing changes without one."""
+    """The merged models, the result and its controls calibrated, and the record of that; unchanged without a plan of
+    it. inputs: of the merge that is the result."""
     if job.plan.calibrate is None:
         return merged, None
-    call = job.calibration_of(merged[RESULT], inputs, checkpoints)
-    found = progress.results("calibrate", {RESULT: calibrate_model.submit(**call)})[RESULT]
-    return merged | {UNCALIBRATED: merged[RESULT], RESULT: found.model}, found.record
+    names = [name for name in (RESULT, CONTROL_AVERAGE, CONTROL_FIRST) if name in merged]
+    calls = {name: job.calibration_of(name, merged[name], inputs, checkpoints) for name in names}
+    found = progress.results("calibrate", {name: calibrate_model.submit(**call) for name, call in calls.items()})
+    models = {name: one.model for name, one in found.items()}
+    return merged | {UNCALIBRATED: merged[RESULT]} | models, found[RESULT].record
 
 
 def merge_rows(

@@ -37,6 +37,9 @@ RESULT = "merged"
 UNCALIBRATED = "uncalibrated"
 """Name of the row of that merge before its calibration."""
 
+CONTROL_AVERAGE, CONTROL_FIRST = "control-average", "control-first"
+"""Names of the rows that are calibrated like the result, but are the plain average, or one task model alone."""
+
 
 def comparison_rows(plan: Plan) -> list[Row]:
     """Every row that the plan asks for under `evaluation.compare`, the plan's own merge last; that alone where
@@ -50,6 +53,7 @@ def comparison_rows(plan: Plan) -> list[Row]:
         "aligned_average": _aligned_average,
         "unaligned": _unaligned,
         "teams": _teams,
+        "calibration_controls": _calibration_controls,
     }
     rows = [row for kind in plan.evaluation.compare if plan.tasks for row in builders[kind](plan)]
     if plan.calibrate and plan.tasks:
@@ -157,6 +161,18 @@ def _teams(plan: Plan) -> Iterator[Row]:
                 members=names,
                 merge=_merge_of(names, plan),
             )
+
+
+def _calibration_controls(plan: Plan) -> Iterator[Row]:
+    """What the same calibration makes of models that nobody merged well: how much of the result is its own."""
+    if plan.calibrate is None:
+        return
+    names, average = tuple(model.name for model in plan.task_models), _average_of(plan)
+    for name, label, members in (
+        (CONTROL_AVERAGE, "plain average", names),
+        (CONTROL_FIRST, f"{names[0]} alone", names[:1]),
+    ):
+        yield Row(name=name, label=f"control: {label}, calibrated", kind="merge", members=members, merge=average)
 
 
 def _merge_of(names: tuple[str, ...], plan: Plan) -> Merge:

@@ -147,7 +147,15 @@ class Merge(BaseModel):
 
 
 ComparisonKind = Literal[
-    "task_models", "task_models_reset", "bases", "ensemble", "average", "aligned_average", "unaligned", "teams"
+    "task_models",
+    "task_models_reset",
+    "bases",
+    "ensemble",
+    "average",
+    "aligned_average",
+    "unaligned",
+    "teams",
+    "calibration_controls",
 ]
 
 

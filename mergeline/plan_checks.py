@@ -32,6 +32,8 @@ RESERVED = (
     "aligned-average",
     "unaligned-mean",
     "unaligned-first",
+    "control-average",
+    "control-first",
 )
 
 

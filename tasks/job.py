@@ -7,7 +7,7 @@ from collections import Counter
 from functools import cached_property
 from typing import Any
 
-from mergeline.comparison import Row, aligns
+from mergeline.comparison import CONTROL_AVERAGE, CONTROL_FIRST, Row, aligns
 from mergeline.errors import InputError
 from mergeline.evaluation.kinds import PROTOTYPES, SEQ2SEQ, is_function
 from mergeline.plan import Align, BalanceSearch, Calibration, Checkpoint, Dataset, Plan, Task
@@ -214,9 +214,14 @@ class Job:
         }
 
     def calibration_of(
-        self, merged: ArtifactRef, inputs: MergeInputs, checkpoints: dict[str, ArtifactRef]
+        self, name: str, merged: ArtifactRef, inputs: MergeInputs, checkpoints: dict[str, ArtifactRef]
     ) -> dict[str, Any]:
-        """Arguments of the calibration of the result. inputs: of its merge."""
+        """Arguments of the calibration of the result or of a control, by its row. inputs: of the result's merge.
+
+        The units of the plain average are unmatched, those of one model are the aligned ones unless these are zipped.
+        """
+        zipped = self.plan.align is not None and self.plan.align.method == "zip"
+        unmatched = name == CONTROL_AVERAGE or (name == CONTROL_FIRST and zipped)
         judged = [task for task in self._inside if task.kind == PROTOTYPES]
         tasks = {name: [task for task in judged if task.checkpoint == name] for name in self._task_models}
         known = all(tasks.values())
@@ -224,7 +229,7 @@ class Job:
             "merged": merged,
             "models": [checkpoints[name] for name in tasks],
             "families": inputs.families,
-            "alignment": inputs.alignment,
+            "alignment": None if unmatched else inputs.alignment,
             "heads": [[self._task_classes(task) for task in own] for own in tasks.values()] if known else [],
             "options": self.plan.calibrate,
             "max_shard_size": self.plan.merge.max_shard_size,

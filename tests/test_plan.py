@@ -215,7 +215,9 @@ def test_what_a_calibration_lacks_is_named():
 
 
 def test_a_calibrated_plan_has_a_row_of_the_merge_before_it():
-    before, result = comparison_rows(load_plan("params.yaml", ["calibrate={}"]))[-2:]
+    *_, average, first, before, result = comparison_rows(load_plan("params.yaml", ["calibrate={}"]))
+    assert (average.name, first.name) == ("control-average", "control-first")
+    assert (len(average.members), first.members) == (4, ("a-clean-02478",))
     assert (before.name, result.name) == ("uncalibrated", RESULT)
     assert result.label == f"{before.label}, calibrated"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mergeline.comparison import RESULT, UNCALIBRATED
+from mergeline.comparison import CONTROL_AVERAGE, CONTROL_FIRST, RESULT, UNCALIBRATED
 from mergeline.plan import Plan
 from mergeline.plan_after import Calibrate
-from mergeline.report.result import Comparison
+from mergeline.report.result import Comparison, RowScores
 
 WORST = 5
 """Layers that are named."""
@@ -67,8 +67,15 @@ def _gain(comparison: Comparison) -> str:
     before, after = rows[UNCALIBRATED], rows[RESULT]
     return (
         f"Of the result {before.mean} % over the tasks and {before.joint} % jointly are the merge's own; calibration "
-        f"makes them {after.mean} and {after.joint} %."
+        f"makes them {after.mean} and {after.joint} %.{_controls(rows)}"
     )
+
+
+def _controls(rows: Mapping[str, RowScores]) -> str:
+    """What the same calibration makes of models that were not merged well."""
+    found = [rows[name] for name in (CONTROL_AVERAGE, CONTROL_FIRST) if name in rows]
+    told = ", ".join(f"{row.label.removeprefix('control: ')} {row.mean} and {row.joint} %" for row in found)
+    return f" Controls, of which that much owes nothing to the merge: {told}." if told else ""
 
 
 def _layers(record: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.flows.runs import computed, plan_for, published, run, stage_names
 
 pytestmark = pytest.mark.flow
-CALIBRATED = ("evaluation.compare=[]", "calibrate={last_layer: heads, columns: 4000}")
+CALIBRATED = ("evaluation.compare=[calibration_controls]", "calibrate={last_layer: heads, columns: 4000}")
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +22,10 @@ def calibrated(project):
 def test_the_calibrated_result_stands_beside_the_merge_as_it_was(calibrated):
     outcome, _ = calibrated
     rows = {row.name: row for row in outcome.comparison.rows}
-    assert list(rows) == ["uncalibrated", "merged"]
+    assert list(rows) == ["control-average", "control-first", "uncalibrated", "merged"]
     assert rows["merged"].label == f"{rows['uncalibrated'].label}, calibrated"
     assert rows["merged"].joint.value > rows["uncalibrated"].joint.value
-    assert stage_names(outcome).count("calibrate") == 1
+    assert stage_names(outcome).count("calibrate") == 3
 
 
 def test_both_models_and_the_record_are_published(calibrated):
@@ -36,7 +36,7 @@ def test_both_models_and_the_record_are_published(calibrated):
     record = json.loads((output / "calibration.json").read_text())
     assert record["images"] == 600 and record["layers"][0]["name"] == "conv1" and len(record["shares"]) == 10
     report = (output / "report.md").read_text()
-    assert "closed-form distillation" in report and "are the merge's own" in report
+    assert "closed-form distillation" in report and "are the merge's own" in report and "Controls, of which" in report
     assert "closed-form distillation" in (output / "report.html").read_text()
     assert "calibrate" in json.loads((output / "lineage.json").read_text())["plan"]
 
@@ -46,9 +46,9 @@ def test_it_comes_from_the_cache_and_without_it_the_merge_alone_is_the_result(ca
     before = published(output)
     again = run(plan_for(output, *CALIBRATED))
     assert computed(again) == 0 and published(output) == before
-    plain = run(plan_for(output, CALIBRATED[0]))
+    plain = run(plan_for(output, "evaluation.compare=[]"))
     assert computed(plain) == 1 + 2 + 1  # evaluation under its own name, statistics of both domains, chart
     assert not {"calibration.json", "uncalibrated/model.safetensors"} & set(published(output))
     assert (output / "model.safetensors").read_bytes() == before["uncalibrated/model.safetensors"]
-    uncalibrated, result = outcome.comparison.rows[0], plain.comparison.result
+    uncalibrated, result = outcome.comparison.rows[-2], plain.comparison.result
     assert (result.tasks, result.joint) == (uncalibrated.tasks, uncalibrated.joint)
