@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mergeline.errors import InputError
 from mergeline.symmetry.trace import silent_log
+from mergeline.threads import one_export
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -61,7 +62,9 @@ def export_module(kind: str, module: nn.Module, inputs: Tensor, path: Path) -> f
 
 
 def _traced(module: nn.Module, example: Tensor) -> ExportedProgram:
-    program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False)
+    batch = {0: torch.export.Dim("batch")}
+    with one_export:
+        program = torch.export.export(module, (example,), dynamic_shapes=(batch,), strict=False)
     for graph in program.graph_module.modules():
         for node in graph.graph.nodes if isinstance(graph, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # paths of this machine
@@ -77,7 +80,8 @@ def _write_onnx(program: ExportedProgram, path: Path) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     if size > _LARGEST_ONNX:
         raise InputError(f"onnx: the module has {size / 1e9:.1f} GB of tensors, one ONNX file holds 2 GB; export torch")
-    exported: Any = torch.onnx.export(program, dynamo=True, verbose=False)
+    with one_export:
+        exported: Any = torch.onnx.export(program, dynamo=True, verbose=False)
     model = exported.model_proto
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):

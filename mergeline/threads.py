@@ -7,11 +7,15 @@ the same bits everywhere, too. Whoever has more cores runs parts of the work bes
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import TypeVar
 
 import torch
 
 Item = TypeVar("Item")
+
+one_export = RLock()
+"""Held while torch.export traces a module: two traces at once, in threads of one process, find each other's state."""
 
 
 @contextmanager

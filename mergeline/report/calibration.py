@@ -66,15 +66,21 @@ def _gain(comparison: Comparison) -> str:
         return ""
     before, after = rows[UNCALIBRATED], rows[RESULT]
     return (
-        f"Of the result {before.mean} % over the tasks and {before.joint} % jointly are the merge's own; calibration "
-        f"makes them {after.mean} and {after.joint} %.{_controls(rows)}"
+        f"Of the result {_scores(before)} are the merge's own; calibration makes them {_scores(after)}."
+        f"{_controls(rows)}"
     )
+
+
+def _scores(row: RowScores) -> str:
+    """The mean over the tasks, and joint accuracy where there is such."""
+    joint = f" and {row.joint} % jointly" if row.joint else ""
+    return f"{row.mean}{row.mean.unit} over the tasks{joint}"
 
 
 def _controls(rows: Mapping[str, RowScores]) -> str:
     """What the same calibration makes of models that were not merged well."""
     found = [rows[name] for name in (CONTROL_AVERAGE, CONTROL_FIRST) if name in rows]
-    told = ", ".join(f"{row.label.removeprefix('control: ')} {row.mean} and {row.joint} %" for row in found)
+    told = ", ".join(f"{row.label.removeprefix('control: ')} {_scores(row)}" for row in found)
     return f" Controls, of which that much owes nothing to the merge: {told}." if told else ""
 
 

@@ -19,6 +19,7 @@ from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
 from mergeline.errors import InputError
+from mergeline.threads import one_export
 
 Inputs = Sequence[Any] | Mapping[str, Any]
 """Example inputs of a module: positional, or by the names of its `forward`."""
@@ -109,7 +110,7 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
     torch.export cannot trace the module, or where it returns no tensor.
     """
     args, kwargs = arguments(example_inputs)
-    with _quiet_eval(module), _plain_outputs(module):
+    with one_export, _quiet_eval(module), _plain_outputs(module):
         try:
             program = _export(module, args, kwargs)
             if any(_needs_functional(node) for node in program.graph.nodes):
