@@ -55,7 +55,7 @@ data: $(DATA_READY) ## make the shipped data set again, from the hub or from Deb
 zoo: data ## train the shipped checkpoints again (minutes)
 	python -m flows.train_zoo
 
-text-zoo: $(DATA_READY) ## train the text models, fine-tunings of MiniLM (four CPU-minutes, once)
+text-zoo: $(DATA_READY) ## train the text models, fine-tunings of MiniLM (six CPU-minutes, once)
 	python -m flows.train_text_zoo
 
 text: text-zoo ## merge the text models (params/text.yaml)

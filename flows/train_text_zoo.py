@@ -1,4 +1,4 @@
-"""Fine-tunings of MiniLM for the text tasks, about a CPU-minute each, once: `python -m flows.train_text_zoo`."""
+"""Fine-tunings of MiniLM for the text tasks, one or two CPU-minutes each, once: `python -m flows.train_text_zoo`."""
 
 import argparse
 import sys
