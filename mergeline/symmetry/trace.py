@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import torch
@@ -102,6 +103,10 @@ class Trace:
         return frozenset(x for x in readers if x.op == "call_function" and x.target is not operator.getitem)
 
 
+_one_at_a_time = Lock()
+"""torch.export changes switches of the whole process: two threads that trace at once fail both."""
+
+
 def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
     """Export a module in eval mode, with any batch size where the module allows it.
 
@@ -109,7 +114,7 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
     torch.export cannot trace the module, or where it returns no tensor.
     """
     args, kwargs = arguments(example_inputs)
-    with _quiet_eval(module), _plain_outputs(module):
+    with _one_at_a_time, _quiet_eval(module), _plain_outputs(module):
         try:
             program = _export(module, args, kwargs)
             if any(_needs_functional(node) for node in program.graph.nodes):
