@@ -180,6 +180,17 @@ class Convolution:
         inputs, first, *others = like.shape[1:]
         return matrix.reshape(self.groups, -1, first, inputs, *others).transpose(2, 3).reshape(like.shape)
 
+    def cross(self, x: Tensor, values: Tensor) -> Tensor:
+        """The sums of products of values of the output with all inputs, float32 [g, outputs of a group, inputs].
+
+        It is what a gradient of the weight is, for which there is a program that needs no columns.
+        """
+        x, outputs, axes = self._padded(x), values.shape[1], len(self.kernel)
+        like = x.new_empty(outputs, x.shape[1] // self.groups, *self.kernel)
+        ways = (list(self.stride), [0] * axes, list(self.dilation), False, [0] * axes, self.groups)
+        sums = torch.ops.aten.convolution_backward(values, x, like, None, *ways, [False, True, False])[1]
+        return self.to_matrix(sums)
+
     def _padded(self, x: Tensor) -> Tensor:
         flat = [length for pair in reversed(self.padding) for length in pair]
         return functional.pad(x, flat) if any(flat) else x

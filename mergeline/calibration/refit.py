@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.fx import Node
 from tqdm.auto import tqdm
 
-from mergeline.calibration.forms import Taps, columns
+from mergeline.calibration.forms import Convolution, Taps, columns
 from mergeline.calibration.program import Program, Walk
 from mergeline.calibration.record import CalibrationRecord, LayerRecord
 from mergeline.calibration.ridge import Moments, Solver
@@ -161,7 +161,7 @@ class _LayerRefit:
                 self._choose_columns(xs, given)
             maps = self._taps(xs)
             self.moments.add_inputs(maps)
-            self.moments.add_missing(self._rows(wanted - given), maps)
+            self._add_missing(wanted - given, xs, maps)
             self.error.add(wanted, given)
             runs.shelf[batch] = {**entry, "wanted": wanted, "given": given}
 
@@ -173,7 +173,7 @@ class _LayerRefit:
             xs, rest = self._values(entry["merged"])
             predicted = self._output(xs, rest, weights).clamp_max(0)
             wanted = torch.where(entry["wanted"] < 0, predicted, entry["wanted"])
-            self.moments.add_missing(self._rows(wanted - entry["given"]), self._taps(xs))
+            self._add_missing(wanted - entry["given"], xs)
 
     def _finish(self) -> None:
         """Last pass: the layer's output with its new weights, for the layers behind it."""
@@ -222,6 +222,19 @@ class _LayerRefit:
     def _taps(self, xs: Sequence[Tensor]) -> list[Taps]:
         pairs = zip(self.layer.sites, xs, self.shifts, strict=True)
         return [site.form.taps(x.float(), shift, self.places) for site, x, shift in pairs]
+
+    def _add_missing(self, missing: Tensor, xs: Sequence[Tensor], maps: Sequence[Taps] = ()) -> None:
+        """Add what is missing in a batch and its products with the inputs. maps: their columns, if at hand."""
+        rows = self._rows(missing)
+        if self.places is not None or not isinstance(self.form, Convolution):
+            self.moments.add_missing(rows, maps or self._taps(xs))
+            return
+        total, parts = rows.sum(dim=2).double(), []
+        for site, x, shift in zip(self.layer.sites, xs, self.shifts, strict=True):
+            assert isinstance(site.form, Convolution)
+            off = torch.einsum("gm,gk->gmk", total, site.form.by_input(shift).double())
+            parts.append(site.form.cross(x, missing).double() - off)
+        self.moments.add_cross(torch.cat(parts, dim=2), total)
 
     def _rows(self, values: Tensor) -> Tensor:
         """Values of the target as [g, outputs of a group, columns]."""

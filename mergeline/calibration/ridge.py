@@ -46,6 +46,11 @@ class Moments:
         self.cross = self.cross + torch.cat([against(missing, taps) for taps in maps], dim=2)
         self.missing = self.missing + missing.sum(dim=2).double()
 
+    def add_cross(self, cross: Tensor, missing: Tensor) -> None:
+        """`add_missing` where the products [g, m, k] of a batch are known."""
+        self.cross = self.cross + cross
+        self.missing = self.missing + missing
+
     def forget_missing(self) -> None:
         """Begin anew with what is missing: the wanted output has changed."""
         self.cross, self.missing = torch.zeros(()), torch.zeros(())

@@ -46,6 +46,11 @@ def test_taps_of_a_convolution_are_its_patches_and_products_their_products(
     torch.testing.assert_close(torch.cat(taps.matrices, dim=1), expected)
     torch.testing.assert_close(products(taps, taps).float(), expected @ expected.mT, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(sums(taps).float(), expected.sum(dim=2), rtol=1e-4, atol=1e-4)
+    values = form.apply(
+        x, torch.randn(8, 4 // form.groups, *form.kernel, generator=torch.Generator().manual_seed(seed))
+    )
+    rows = columns(values, form, None).reshape(form.groups, -1, expected.shape[2])
+    torch.testing.assert_close(form.cross(x, values), rows @ expected.mT, rtol=1e-3, atol=1e-3)
 
 
 @given(form=convolutions(), seed=st.integers(0, 99))
