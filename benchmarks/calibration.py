@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.mudsc_choices import BATCH, DATASET, NAMES, TASKS, Scores, flat, load, scores, spread, test_pictures
 from mergeline.alignment.alignment import Alignment, identity_alignment
-from mergeline.alignment.apply import merge_aligned
+from mergeline.alignment.merge import merge_aligned
 from mergeline.alignment.solve import align
 from mergeline.calibration.calibrate import calibrate_and_record
 from mergeline.calibration.heads import Heads
@@ -56,7 +56,7 @@ def score_outputs(outputs: Tensor) -> Scores:
 
 
 def outputs_of(module: nn.Module) -> Tensor:
-    return predict_logits(module, test_pictures()[0].images)
+    return predict_logits(module, test_pictures()[0].inputs)
 
 
 class Cell:
@@ -105,7 +105,7 @@ class Cell:
             "control: plain average": scores([self.calibrated(self.merged(identity), identity)]),
             "control: ridge from pixels": score_outputs(self.from_pixels()),
         }
-        cropped = load_images(DATASET, "calibration", where={"domain": "half"}).images[: len(self.images)]
+        cropped = load_images(DATASET, "calibration", where={"domain": "half"}).inputs[: len(self.images)]
         self.batches = cropped.split(BATCH)  # from here on this cell is of the other domain
         self.modules = [reset_normalization(module, self.batches) for module in self.trained]
         other = self.calibrated(self.merged(zipped), zipped)
@@ -121,12 +121,12 @@ class Cell:
         gram = (x - shift).T @ (x - shift) / len(x)
         damped = gram + FULL["ridge"] * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
         weights = torch.linalg.solve(damped, (x - shift).T @ (target - middle) / len(x))
-        return ((test_pictures()[0].images.flatten(1).double() - shift) @ weights).float()
+        return ((test_pictures()[0].inputs.flatten(1).double() - shift) @ weights).float()
 
 
 def draws(count: int) -> list[Tensor]:
     """Disjoint random parts of the calibration pictures."""
-    images = load_images(DATASET, "calibration", where={"domain": "clean"}).images
+    images = load_images(DATASET, "calibration", where={"domain": "clean"}).inputs
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     return [images[part] for part in order.chunk(count)]
 
