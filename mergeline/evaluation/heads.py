@@ -29,6 +29,9 @@ def label_logits(outputs: Tensor, classes: Sequence[int] | None, labels: int) ->
 
 
 def answers_all(logits: Tensor, classes: Sequence[int] | None) -> bool:
-    """Whether logits [n, labels] of `label_logits` have outputs for all of these classes (None: for every label)."""
+    """Whether logits [n, labels] of `label_logits` have outputs for all of these classes (None: for every label).
+
+    Classes that do not exist are left to what chooses among them.
+    """
     own = logits.isfinite().all(dim=0)
-    return bool(own.all() if classes is None else own[list(classes)].all())
+    return all(own[number] for number in classes or range(len(own)) if number < len(own))
