@@ -103,6 +103,23 @@ def test_a_shared_body_is_merged_and_each_task_keeps_its_head(with_heads, tmp_pa
         assert curve["accuracies"][task][::2] == pytest.approx(ends, abs=1e-6), "with the head of the task's own model"
 
 
+def test_a_registered_model_answers_every_task_with_its_own_head(with_heads, tmp_path):
+    import mlflow
+
+    plan = load_plan(with_heads, ["registry.model=heads", f"output={tmp_path / 'out'}", "evaluation.compare=[]"])
+    run(plan)
+    served = mlflow.pyfunc.load_model("models:/heads/1")
+    inputs = torch.rand(3, 1, 4, 4)
+    merged = load_file(plan.output / "model.safetensors")
+    for task, classes in (("two", 2), ("three", 3)):
+        module = two_layers(classes)
+        module.load_state_dict(merged | load_file(plan.output / "heads" / f"{task}.safetensors"))
+        found = torch.from_numpy(served.predict(inputs.numpy(), params={"task": task}))
+        torch.testing.assert_close(found, module(inputs).detach())
+    with pytest.raises(ValueError, match=r"there is no task 'four' \(known: three, two\)"):
+        served.predict(inputs.numpy(), params={"task": "four"})
+
+
 def in_another_order(state):
     """The same function with its hidden units in another order."""
     order = [3, 0, 6, 1, 7, 2, 5, 4]
