@@ -47,7 +47,7 @@ def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str, mo
 
 
 def _measured(plan: Plan, comparison: Comparison, chart: str) -> list[str]:
-    measured = words_of(comparison).partition(" ")[0]
+    measured = words_of(comparison).partition(" (")[0].removesuffix(" in %")
     picture = f"![{measured} of every row]({chart})"
     own = own_table(comparison)
     beside = [own, _reading_own()] if own else []

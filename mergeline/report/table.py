@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from mergeline.comparison import RESULT
-from mergeline.evaluation.kinds import WORDS
+from mergeline.evaluation.kinds import NAMES, WORDS
 from mergeline.evaluation.relative import Relative
 from mergeline.evaluation.score import Score
 from mergeline.report.result import Comparison, RowScores
@@ -29,7 +29,8 @@ def cells(row: RowScores) -> list[str]:
 
 def words_of(comparison: Comparison) -> str:
     """What the numbers of the table are, in words."""
-    return WORDS[comparison.result.mean.measure]
+    measure = comparison.result.mean.measure
+    return f"{NAMES[comparison.metric]} in %" if measure == "share" else WORDS[measure]
 
 
 def terminal_table(comparison: Comparison) -> Table:
