@@ -155,3 +155,11 @@ def test_a_leaderboard_says_what_its_numbers_are(plan):
     assert Leaderboard.of(plan, [Row(cell=cell, scores=row("merged", 12.0))]).words == "perplexity (lower is better)"
     shares = RowScores(name="merged", label="", tasks={}, mean=Score(0.5, 0.01, 9), joint=None)
     assert Leaderboard.of(plan, [Row(cell=cell, scores=shares)]).words == "accuracy in %"
+
+
+def test_nothing_is_said_of_normalisation_where_nothing_calibrates(plan):
+    found, bare = comparison(15.0, average=20.0, own=12.0), plan.model_copy(update={"calibration": None})
+    facts = replace(findings().facts, digests={checkpoint.name: "0" * 64 for checkpoint in plan.checkpoints})
+    for which, said in ((plan, True), (bare, False)):
+        for text in (report_page(which, found, facts, "chart.png"), report_html(which, found, findings())):
+            assert ("statistics measured on" in " ".join(text.split())) is said
