@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from flows.command_line import quiet_prefect
-from flows.merge_and_evaluate import align_families, merge_and_evaluate, merge_rows
+from flows.merge_and_evaluate import align_families, calibrate_result, merge_and_evaluate, merge_rows
 from flows.search_coefficients import search_coefficients
 from mergeline.comparison import aligns, result_row
 from mergeline.errors import InputError
@@ -47,14 +47,17 @@ def compare_methods(plan: Plan, cells: Sequence[Cell]) -> Leaderboard:
 
 
 def scores_on(plan: Plan, split: str) -> RowScores:
-    """What the result of a plan scores on other data of its tasks; nothing of it is published or recorded."""
+    """What the result of a plan scores on other data of its tasks, as it would be published: calibrated, and with the
+    tasks' own heads in its unit order. Nothing of it is published or recorded."""
     job, progress, row = Job(plan), Progress(), result_row(plan)
     sources = {spec.name: download_checkpoint.submit(**job.source(spec)) for spec in plan.checkpoints}
     checkpoints = progress.results("download", sources)
     aligned = align_families(job, plan.align, checkpoints, progress) if plan.align and aligns(plan) else None
-    inputs = job.merge_inputs(row, checkpoints, aligned.alignment if aligned else None)
+    alignment = aligned.alignment if aligned else None
+    inputs = job.merge_inputs(row, checkpoints, alignment)
     merged, _ = merge_rows(job, {row.name: row}, {row.name: inputs}, progress)
-    call = job.evaluation(row, checkpoints, merged, job.domains_on(split))
+    merged, _ = calibrate_result(job, merged, inputs, checkpoints, progress)
+    call = job.evaluation(row, checkpoints, merged, job.domains_on(split), alignment)
     return progress.results("choose", {row.name: evaluate.submit(**call)})[row.name]
 
 

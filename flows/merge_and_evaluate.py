@@ -17,7 +17,7 @@ from mergeline.comparison import (
     result_row,
 )
 from mergeline.plan import Align, BalanceSearch, Plan
-from mergeline.report.result import Comparison
+from mergeline.report.result import comparison_of
 from tasks.activations import collect_activations
 from tasks.architecture import prove_symmetry
 from tasks.calibration import calibrate_model
@@ -78,7 +78,7 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
         for name, row in measured.items()
     }
     rows_measured = list(progress.results("evaluate", scores).values())
-    comparison = Comparison(plan=plan.name, rows=rows_measured, specialists=plan.specialists)
+    comparison = comparison_of(plan, rows_measured)
     normalization = progress.results("normalise", statistics)
     published = merged | progress.results("normalise", calibrated)
     model = published[RESULT]

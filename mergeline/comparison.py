@@ -72,6 +72,12 @@ def result_row(plan: Plan, balance: str | None = None) -> Row:
     return Row(name=name, label=label, kind="merge", members=names, aligned=aligned, merge=plan.merge)
 
 
+def metric_of_mean(plan: Plan) -> str:
+    """The metric that the mean over the tasks is a mean of; "mean" where they have several, or there are none."""
+    found = {task.metric for task in plan.tasks if task.checkpoint is not None}
+    return found.pop() if len(found) == 1 else "mean"
+
+
 def is_merged(row: Row) -> bool:
     """Whether a row needs a merge of its own; that before calibration is the one of the result."""
     return row.kind == "merge" and row.name != UNCALIBRATED

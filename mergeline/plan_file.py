@@ -69,7 +69,7 @@ def plan_of(raw: dict[str, Any], *, searched: bool = False) -> tuple[Plan | None
     faults += reference_faults(raw)
     if searched:
         faults += search_faults(raw)
-    return plan, faults
+    return plan, list(dict.fromkeys(faults))  # several tasks of one data set have the same to say
 
 
 class _Loader(yaml.SafeLoader):

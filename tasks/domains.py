@@ -107,10 +107,16 @@ class Answers:
             return None
         return self._classified("accuracy", self.logits(task), asked.classes).value
 
-    def joint(self, classes: list[int] | None) -> Score:
-        """Accuracy among the classes of all tasks (None: all that there are)."""
+    def joint(self, classes: list[int] | None) -> Score | None:
+        """Accuracy among the classes of all tasks (None: all that there are); None where a model has no output for one
+        of them, since its last layer has an output per class of each task."""
+        from mergeline.evaluation.heads import answers_all
+
         asked = (task for task, one in self._domain.tasks.items() if is_classification(one.kind) and not one.outside)
-        return self._classified("accuracy", self.logits(next(asked)), classes)
+        logits = self.logits(next(asked))
+        if not all(answers_all(model, classes) for model in logits):
+            return None
+        return self._classified("accuracy", logits, classes)
 
     def _classified(self, metric: MetricName, logits: list[Tensor], classes: list[int] | None) -> Score:
         from mergeline.evaluation.metrics import ensemble_probabilities, score_by

@@ -85,7 +85,7 @@ def measure(
 
     tasks: dict[str, Score] = {}
     outside: dict[str, Score] = {}
-    joint: list[Score] = []
+    joint: list[Score | None] = []
     for domain in domains:
         measuring = modules
         if calibration_batch is not None and domain.calibration is not None:
@@ -98,11 +98,12 @@ def measure(
             raise InputError(f"{label}, measured on {', '.join(domain.tasks)}: {fault}") from fault
         if classes != [] and domain.counts_in_joint:
             joint.append(answers.joint(classes))
+    together = [score for score in joint if score]
     return RowScores(
         name=name,
         label=label,
         tasks=tasks,
         mean=mean_score(list(tasks.values())),
-        joint=mean_score(joint) if joint else None,
+        joint=mean_score(together) if together and len(together) == len(joint) else None,
         outside=outside,
     )

@@ -150,7 +150,13 @@ def _measure(
 
 @stage("draw-landscape")
 def draw_landscape(
-    plane: Plane, rows: list[Points], anchors: Points | None, lines: list[MeasuredLine], split: str, of_result: bool
+    plane: Plane,
+    rows: list[Points],
+    anchors: Points | None,
+    lines: list[MeasuredLine],
+    split: str,
+    of_result: bool,
+    reset: bool,
 ) -> ArtifactRef:
     """A folder with everything as JSON, and pictures of the plane and of the lines."""
     from mergeline.landscape.landscape import landscape_of, line_of
@@ -163,6 +169,7 @@ def draw_landscape(
         [line_of(line.start, line.end, line.shares, line.measured) for line in lines],
         split=split,
         of_result=of_result,
+        reset=reset,
     )
 
     def write(folder: Path) -> None:

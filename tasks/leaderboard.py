@@ -41,9 +41,10 @@ def publish_leaderboard(plan: Plan, leaderboard: Leaderboard) -> list[Path]:
     for name, ref in files.items():
         publish(ref, folder / name)
     over = f", means over {len(leaderboard.repeats)} repeats" if repeats else ""
-    show_table(plan.name, "leaderboard", rows, f"{plan.name}: {len(rows)} rows by {leaderboard.metric}, in %{over}")
+    about = f"{plan.name}: {len(rows)} rows by {leaderboard.metric}, {leaderboard.words}{over}"
+    show_table(plan.name, "leaderboard", rows, about)
     if repeats:
-        show_table(plan.name, "repeats", repeats, f"{plan.name}: every cell in every repeat, in %")
+        show_table(plan.name, "repeats", repeats, f"{plan.name}: every cell in every repeat, {leaderboard.words}")
     return [folder / name for name in files]
 
 

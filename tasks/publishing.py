@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from mergeline.report.page import Facts, report_page
 from mergeline.report.result import Comparison
 from tasks._env import state_directory
 from tasks.exporting import Exported, exports_record
+from tasks.heads import is_head
 from tasks.landscape import DOCUMENT, landscape_markdown, landscape_pictures
 from tasks.lineage import lineage
 from tasks.locks import exclusive
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 MODEL, CHART, CONFIG, CARD = "model.safetensors", "chart.png", "config.json", "README.md"
 REPORT, CALIBRATION = "report.html", "calibration.json"
-LANDSCAPE = "landscape"
+LANDSCAPE, HEADS = "landscape", "heads"
 OTHER_CARD = "MODEL_CARD.md"
 """Where the model card goes in a folder whose README.md somebody else wrote."""
 
@@ -84,7 +85,7 @@ def _publish(plan: Plan, made: Made, comparison: Comparison, chart: ArtifactRef 
     if made.normalization:
         publish(put_directory(partial(_gather, made.normalization), "normalization"), output / "normalization")
     if made.heads:
-        publish(put_directory(partial(_gather, made.heads), "heads"), output / "heads")
+        publish(put_directory(partial(_gather, made.heads), "heads"), output / HEADS)
     unaligned = {"aligned": False, "why": "all task models share one unit order, or the plan says align: null"}
     alignment = made.alignment or put_directory(
         lambda folder: (folder / "alignment.json").write_text(json.dumps(unaligned) + "\n"), "no alignment"
@@ -138,7 +139,7 @@ def published_files(plan: Plan, made: Made, comparison: Comparison) -> list[Path
 def published_beside(plan: Plan, *, measured: bool) -> list[str]:
     """What is published beside the files of the model, folders with a slash at the end."""
     names = ["alignment/", "coefficients/"] + [CHART] * measured
-    names += ["normalization/"] * (measured and plan.calibration is not None) + ["heads/"] * (
+    names += ["normalization/"] * (measured and plan.calibration is not None) + [f"{HEADS}/"] * (
         measured and bool(plan.heads)
     )
     names += [CONFIG, "exports/"] if plan.architecture else []
@@ -215,18 +216,32 @@ def _listed(file: Path) -> set[str]:
 
 
 def _remove_older(output: Path, older: set[str], keep: list[str]) -> None:
-    """Remove the files of an older model, and what measured it.
-
-    A landscape is no out of dvc.yaml, since not every plan has one, so DVC leaves it where it removes all else.
-    """
-    if f"{LANDSCAPE}/" not in keep and (output / LANDSCAPE / DOCUMENT).is_file():
-        shutil.rmtree(output / LANDSCAPE)
-    if not older:
-        return
-    for name in {*older, CHART, CONFIG, CALIBRATION} - set(keep):
+    """Remove the files of an older model, and what measured it."""
+    files, folders = left_behind(output)
+    if older:
+        files, folders = (
+            {*older, CHART, CONFIG, CALIBRATION},
+            folders | {"normalization", HEADS, "exports", UNCALIBRATED},
+        )
+    for name in files - set(keep):
         (output / Path(name).name).unlink(missing_ok=True)
-    for name in {"normalization", "heads", "exports", UNCALIBRATED} - set(keep):
+    for name in folders - set(keep):
         shutil.rmtree(output / name, ignore_errors=True)
+
+
+def left_behind(output: Path) -> tuple[set[str], set[str]]:
+    """Files and folders of an earlier run that not every plan has, so that they are no outs of dvc.yaml: DVC leaves
+    them where it removes all else, lineage.json too. What is not ours is not among them."""
+    files: set[str] = set()
+    folders = {LANDSCAPE} if (output / LANDSCAPE / DOCUMENT).is_file() else set()
+    heads = list((output / HEADS).glob("*"))
+    if heads and all(map(is_head, heads)):
+        folders.add(HEADS)
+    with suppress(OSError, ValueError, AttributeError):
+        if {"images", "layers", "kept"} <= json.loads((output / CALIBRATION).read_text()).keys():
+            files.add(CALIBRATION)
+            folders.add(UNCALIBRATED)
+    return files, folders
 
 
 def _gather_model(model: ArtifactRef, folder: Path) -> None:

@@ -50,9 +50,13 @@ def registration(
 
 
 def data_digest(plan: Plan, made: Made) -> str:
-    """The sha256 of what measured a model: the tasks, and the bytes of all data. Scores compare where it is equal."""
+    """The sha256 of what measured a model: the tasks, and the bytes of all data. Scores compare where it is equal.
+
+    Data that a landscape alone looks at is left out: it neither made nor measured the model.
+    """
     tasks = [task.model_dump(mode="json", exclude={"checkpoint"}) for task in plan.tasks]
-    data = sorted(ref.sha256 for ref in made.datasets.values())
+    seen = Job(plan.model_copy(update={"landscape": None})).datasets if plan.landscape else made.datasets
+    data = sorted(ref.sha256 for name, ref in made.datasets.items() if name in seen)
     return hashlib.sha256(json.dumps([tasks, data], sort_keys=True).encode()).hexdigest()
 
 
@@ -86,7 +90,7 @@ def write_model(plan: Plan, made: Made, parent: Path, largest: int) -> Path:
         python_model=str(Path(__file__).with_name("served_model.py")),
         artifacts={"merged": str(merged)},
         signature=_signature(job, made, example),
-        input_example=(example.numpy(), {"domain": ""}),
+        input_example=(example.numpy(), {"domain": ""} | ({"task": ""} if made.heads else {})),
         pip_requirements=requirements,
         code_paths=sources or None,
     )
@@ -95,11 +99,12 @@ def write_model(plan: Plan, made: Made, parent: Path, largest: int) -> Path:
 
 
 def _fill(folder: Path, plan: Plan, made: Made, largest: int) -> None:
-    """The weights, the normalisation of every domain, and how the module is built."""
+    """The weights, the normalisation of every domain, the heads of tasks, and how the module is built."""
     assert plan.architecture is not None
-    (folder / "normalization").mkdir(parents=True)
-    for domain, ref in made.normalization.items():
-        shutil.copyfile(ref.path, folder / "normalization" / f"{domain}.safetensors")
+    for kind, files in (("normalization", made.normalization), ("heads", made.heads)):
+        (folder / kind).mkdir(parents=True)
+        for name, ref in files.items():
+            shutil.copyfile(ref.path, folder / kind / f"{name}.safetensors")
     digests, weights = file_digests(made.model, MODEL), {}
     for name, path in _weights(made).items():
         copied = path.stat().st_size <= largest
@@ -112,6 +117,7 @@ def _fill(folder: Path, plan: Plan, made: Made, largest: int) -> None:
         "factory": plan.architecture.factory,
         "kwargs": plan.architecture.kwargs,
         "domains": sorted(made.normalization),
+        "tasks": sorted(made.heads),
         "weights": weights,
     }
     (folder / "served.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
@@ -124,7 +130,8 @@ def _weights(made: Made) -> dict[str, Path]:
 
 
 def _signature(job: Job, made: Made, example: Tensor) -> ModelSignature:
-    """Any number of inputs like those that calibrated the model; its outputs; the domain as a parameter."""
+    """Any number of inputs like those that calibrated the model; its outputs; the domain as a parameter, and the task
+    where tasks have heads of their own."""
     import numpy as np
     import torch
     from mlflow.models import ModelSignature
@@ -137,7 +144,7 @@ def _signature(job: Job, made: Made, example: Tensor) -> ModelSignature:
     return ModelSignature(
         inputs=Schema([TensorSpec(example.numpy().dtype, (-1, *example.shape[1:]))]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, *outputs.shape[1:]))]),
-        params=ParamSchema([ParamSpec("domain", "string", "")]),
+        params=ParamSchema([ParamSpec(name, "string", "") for name in ("domain", *(["task"] if made.heads else []))]),
     )
 
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from mergeline.comparison import RESULT
-from mergeline.evaluation.kinds import WORDS, shown
+from mergeline.comparison import RESULT, metric_of_mean
+from mergeline.evaluation.kinds import NAMES, WORDS, shown
 from mergeline.evaluation.score import Measure
 from mergeline.plan import Plan, Search
 from mergeline.report.result import Comparison, RowScores
@@ -164,7 +164,7 @@ def publish_best(
     """
     best = best_of(trials)
     plan_value = own.by(search.metric).goodness
-    of = WORDS[plan.measure] if plan.measure != "share" else "Accuracy"
+    of = WORDS[plan.measure] if plan.measure != "share" else NAMES[metric_of_mean(plan)].capitalize()
     file = folder / f"{plan.name}.yaml"
     folder.mkdir(parents=True, exist_ok=True)
     about = (
@@ -180,7 +180,9 @@ def publish_best(
     rows = [own.model_copy(update={"name": "plan", "label": "the plan itself"})]
     rows += [_row(plan, trial, f"trial-{trial.number}") for trial in runners_up]
     return SearchOutcome(
-        comparison=Comparison(plan=f"{plan.name} on {search.split}", rows=[*rows, _row(plan, best, RESULT)]),
+        comparison=Comparison(
+            plan=f"{plan.name} on {search.split}", rows=[*rows, _row(plan, best, RESULT)], metric=metric_of_mean(plan)
+        ),
         number=best.number,
         value=best.value,
         plan_value=plan_value,

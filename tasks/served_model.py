@@ -24,21 +24,23 @@ class MergedModel(PythonModel):
     """Images, or whatever the module takes, in; its outputs out.
 
     The parameter `domain` names the domain whose normalisation statistics the module has; "" (the default) stands for
-    those of all calibration data together.
+    those of all calibration data together. Where tasks have heads of their own, the parameter `task` names the one that
+    answers; "" stands for that of the first task model.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read how to build the module; it is built when it is first asked for."""
         self._folder = Path(context.artifacts["merged"])
         self._about = json.loads((self._folder / "served.json").read_text(encoding="utf-8"))
-        self._modules: dict[str, torch.nn.Module] = {}
+        self._modules: dict[tuple[str, str], torch.nn.Module] = {}
         self._mutex = threading.Lock()
 
     def predict(
         self, context: PythonModelContext, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """The module's outputs for a batch of inputs. ValueError for a domain that the model does not have."""
-        module = self.module((params or {}).get("domain", ""))
+        """The module's outputs for a batch of inputs. ValueError for a domain or task that the model does not have."""
+        asked = params or {}
+        module = self.module(asked.get("domain", ""), asked.get("task", ""))
         with torch.inference_mode():
             return module(torch.from_numpy(np.ascontiguousarray(model_input))).numpy()
 
@@ -47,21 +49,30 @@ class MergedModel(PythonModel):
         """The domains that the model has normalisation statistics of."""
         return list(self._about["domains"])
 
-    def module(self, domain: str = "") -> torch.nn.Module:
-        """The torch module in eval mode, with the statistics of a domain; the same object for every call."""
-        if domain and domain not in self.domains:
-            raise ValueError(f"there is no domain '{domain}' (known: {', '.join(self.domains) or 'none'})")
-        with self._mutex:
-            if domain not in self._modules:
-                self._modules[domain] = self._build(domain)
-            return self._modules[domain]
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that have a head of their own."""
+        return list(self._about["tasks"])
 
-    def _build(self, domain: str) -> torch.nn.Module:
+    def module(self, domain: str = "", task: str = "") -> torch.nn.Module:
+        """The torch module in eval mode, with the statistics of a domain and the head of a task; the same object for
+        every call."""
+        for kind, name, known in (("domain", domain, self.domains), ("task", task, self.tasks)):
+            if name and name not in known:
+                raise ValueError(f"there is no {kind} '{name}' (known: {', '.join(known) or 'none'})")
+        with self._mutex:
+            if (domain, task) not in self._modules:
+                self._modules[domain, task] = self._build(domain, task)
+            return self._modules[domain, task]
+
+    def _build(self, domain: str, task: str) -> torch.nn.Module:
         module_name, _, function = self._about["factory"].partition(":")
         module: torch.nn.Module = getattr(import_module(module_name), function)(**self._about["kwargs"])
         module.load_state_dict(self._weights())
         if domain:
             module.load_state_dict(load_file(self._folder / "normalization" / f"{domain}.safetensors"), strict=False)
+        if task:
+            _replace(module, load_file(self._folder / "heads" / f"{task}.safetensors"))
         return module.eval()
 
     def _weights(self) -> dict[str, torch.Tensor]:
@@ -79,6 +90,15 @@ class MergedModel(PythonModel):
                 return Path(place)
         places = " or ".join(file["places"])
         raise FileNotFoundError(f"{name} was too large to be copied into MLflow; it must lie, unaltered, in {places}")
+
+
+def _replace(module: torch.nn.Module, head: dict[str, torch.Tensor]) -> None:
+    """Put the tensors of a head into a module; they may have another shape, which load_state_dict refuses."""
+    for name, tensor in head.items():
+        owner, _, leaf = name.rpartition(".")
+        part = module.get_submodule(owner)
+        is_parameter = leaf in dict(part.named_parameters(recurse=False))
+        setattr(part, leaf, torch.nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
 
 
 def _sha256(path: Path) -> str:

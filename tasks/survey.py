@@ -98,6 +98,7 @@ class Survey:
             "anchors": measured.get(AT_MODELS),
             "lines": lines,
             "split": self._options.split,
+            "reset": self._plan.calibration is not None,
             "of_result": any(task.split == self._options.split for task in self._plan.tasks),
         }
 

@@ -203,6 +203,11 @@ def test_a_fault_is_named_with_its_field(override, fault):
     assert any(re.search(f"params.yaml: {fault}", sentence) for sentence in faults), faults
 
 
+def test_what_several_tasks_lack_alike_is_said_once():
+    found = faults_of("datasets.fashion.label_column=lable")
+    assert len(found) == len(set(found)) == 2, "the splits of calibration and of the tasks"
+
+
 def test_a_dataset_has_images_or_texts():
     faults = faults_of("datasets.fashion.text_column=label", "datasets.fashion.tokenizer=README.md")
     assert any("datasets.fashion: mean is about images, text_column about texts" in fault for fault in faults)

@@ -26,3 +26,12 @@ def label_logits(outputs: Tensor, classes: Sequence[int] | None, labels: int) ->
         f"the last layer has {count} outputs, but the dataset has {labels} labels{of_task}; a head has an output per "
         "label, or one per class of its task in the order of `classes`"
     )
+
+
+def answers_all(logits: Tensor, classes: Sequence[int] | None) -> bool:
+    """Whether logits [n, labels] of `label_logits` have outputs for all of these classes (None: for every label).
+
+    Classes that do not exist are left to what chooses among them.
+    """
+    own = logits.isfinite().all(dim=0)
+    return all(own[number] for number in classes or range(len(own)) if number < len(own))

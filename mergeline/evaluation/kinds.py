@@ -28,8 +28,17 @@ MEASURES: Mapping[MetricName, Measure] = {
     "loss": "loss",
 }
 
+NAMES: Mapping[str, str] = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "F1",
+    "exact_match": "exact match",
+    "mean": "score",
+}
+"""The metrics that are shares, in words; "mean" stands for that of several of them."""
+
 WORDS: Mapping[Measure, str] = {
-    "share": "accuracy in %",
+    "share": "score in %",
     "perplexity": "perplexity (lower is better)",
     "score": "score",
     "loss": "loss (lower is better)",

@@ -53,7 +53,8 @@ class Line(BaseModel):
 
 
 class LossLandscape(BaseModel):
-    """The whole. split: the labelled data; of_result: whether the same data measures the result of the plan.
+    """The whole. split: the labelled data; of_result: whether the same data measures the result of the plan;
+    reset: whether normalisation statistics were measured anew at every point.
 
     losses: {task: one row of the grid after the other}, from the smallest y; empty where there is no plane.
     models: {anchor of the plane: {task: its loss}}. MEAN stands among the tasks.
@@ -63,6 +64,7 @@ class LossLandscape(BaseModel):
 
     split: str
     of_result: bool
+    reset: bool
     plane: Plane
     losses: dict[str, list[list[float]]]
     models: dict[str, dict[str, float]]
@@ -104,7 +106,14 @@ def line_of(start: str, end: str, shares: Sequence[float], measured: Mapping[Sta
 
 
 def landscape_of(
-    plane: Plane, rows: Sequence[Points], anchors: Points | None, lines: Sequence[Line], *, split: str, of_result: bool
+    plane: Plane,
+    rows: Sequence[Points],
+    anchors: Points | None,
+    lines: Sequence[Line],
+    *,
+    split: str,
+    of_result: bool,
+    reset: bool,
 ) -> LossLandscape:
     """Put together what was measured. rows: of the grid; anchors: at the three models of the plane, if there is one."""
     measured = [with_mean(row.losses) for row in rows]
@@ -112,6 +121,7 @@ def landscape_of(
     return LossLandscape(
         split=split,
         of_result=of_result,
+        reset=reset,
         plane=plane,
         losses={task: [row[task] for row in measured] for task in at_models},
         models={

@@ -14,6 +14,7 @@ import yaml
 
 from mergeline.checkpoints.licence import UNKNOWN
 from mergeline.checkpoints.transfer import shown
+from mergeline.comparison import metric_of_mean
 from mergeline.evaluation.kinds import CAUSAL_LM, SEQ2SEQ, is_classification
 from mergeline.plan import WITHOUT_EFFECT, Plan
 from mergeline.plan_data import Task
@@ -82,12 +83,17 @@ def front_matter(plan: Plan, comparison: Comparison, facts: CardFacts) -> dict[s
                     }
                     for name, score in scores.items()
                     for value in [round(score.value, 6)]
-                    for word in ["accuracy" if score.measure == "share" else score.measure]
+                    for word in [_metric_type(plan, name, asked.get(name))]
                     for counted in ["tokens" if score.measure == "perplexity" else "examples"]
                 ],
             }
         ]
     return fields
+
+
+def _metric_type(plan: Plan, score: str, task: Task | None) -> str:
+    """What the hub calls the metric of a score: of a task, of their mean, or of joint accuracy."""
+    return task.metric if task else metric_of_mean(plan) if score == MEAN else "accuracy"
 
 
 def _task_type(plan: Plan, task: Task) -> str:

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mergeline.comparison import RESULT
-from mergeline.evaluation.kinds import WORDS
+from mergeline.evaluation.kinds import NAMES, WORDS
 from mergeline.evaluation.score import Score
 from mergeline.report.leaderboard import Leaderboard
 from mergeline.report.result import Comparison, RowScores
@@ -23,7 +23,8 @@ _LABEL = 44  # characters of a line
 def draw_chart(comparison: Comparison, path: Path) -> None:
     """Write a PNG: the mean over the tasks and joint accuracy (if any) of every row, the result on top and in bold."""
     rows = comparison.rows[::-1]
-    draw_bars(comparison.plan, rows, [row.label for row in rows], [row.name == RESULT for row in rows], path)
+    bold = [row.name == RESULT for row in rows]
+    draw_bars(comparison.plan, rows, [row.label for row in rows], bold, path, metric=comparison.metric)
 
 
 def draw_leaderboard(leaderboard: Leaderboard, path: Path) -> None:
@@ -33,11 +34,13 @@ def draw_leaderboard(leaderboard: Leaderboard, path: Path) -> None:
     labels = [textwrap.fill(row.cell, _LABEL) for row in rows]
     repeats = len(leaderboard.repeats)
     title = f"{leaderboard.plan}, compared" + (f": means over {repeats} repeats" if repeats > 1 else "")
-    draw_bars(title, [row.scores for row in rows], labels, bold, path)
+    draw_bars(title, [row.scores for row in rows], labels, bold, path, metric=leaderboard.measured_by)
 
 
-def draw_bars(title: str, rows: Sequence[RowScores], labels: Sequence[str], bold: Sequence[bool], path: Path) -> None:
-    """Write a PNG of rows, from the top; those that are not bold are paler."""
+def draw_bars(
+    title: str, rows: Sequence[RowScores], labels: Sequence[str], bold: Sequence[bool], path: Path, *, metric: str
+) -> None:
+    """Write a PNG of rows, from the top; those that are not bold are paler. metric: as of `axis_title`."""
     figure = Figure(figsize=(9, 0.9 + 0.42 * len(rows)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     with mpl.rc_context({"font.size": 9}):
@@ -62,7 +65,7 @@ def draw_bars(title: str, rows: Sequence[RowScores], labels: Sequence[str], bold
             text.set_fontweight("bold" if strong else "normal")
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(min(0.0, *(row.mean.scale * row.mean.value for row in rows)), end)
-        axes.set_xlabel(f"{axis_title(rows[0].mean)} (lines: standard error)")
+        axes.set_xlabel(f"{axis_title(rows[0].mean, metric)} (lines: standard error)")
         axes.spines[["top", "right"]].set_visible(False)
         legend = {"mean of the tasks": TASKS} | ({"joint, all classes": JOINT} if joint else {})
         handles = [mpl.patches.Patch(color=colour) for colour in legend.values()]
@@ -77,9 +80,9 @@ def _bars(row: RowScores) -> list[tuple[Score, float, str]]:
     return [(row.mean, -0.19, TASKS)] + ([(row.joint, 0.19, JOINT)] if row.joint else [])
 
 
-def axis_title(score: Score) -> str:
-    """What stands at the axis of such scores."""
-    return "accuracy, %" if score.measure == "share" else WORDS[score.measure]
+def axis_title(score: Score, metric: str) -> str:
+    """What stands at the axis of such scores. metric: what the shares are (`kinds.NAMES`)."""
+    return f"{NAMES[metric]}, %" if score.measure == "share" else WORDS[score.measure]
 
 
 def axis_end(scores: Sequence[Score]) -> float:

@@ -60,10 +60,10 @@ def task_bars(comparison: Comparison) -> Picture:
         axes.set_ylim(len(tasks) - 0.5, -0.5)
         every = [scores[name] for scores in series.values() for name in tasks if name in scores]
         axes.set_xlim(min(0.0, *(score.scale * score.value for score in every)), axis_end(every))
-        axes.set_xlabel(axis_title(comparison.result.mean))
+        axes.set_xlabel(axis_title(comparison.result.mean, comparison.metric))
         _legend(figure, len(series))
         data = _svg(figure)
-    measured = axis_title(comparison.result.mean).partition(",")[0]
+    measured = axis_title(comparison.result.mean, comparison.metric).partition(",")[0]
     alt = f"Bars: {measured} per task of {', '.join(series)}; the numbers are in the table."
     return Picture("Task by task", alt, data, "Lines: one standard error of the test examples.")
 

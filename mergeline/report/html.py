@@ -26,7 +26,7 @@ from mergeline.report.figures import Picture, coefficient_histogram, heat_map, o
 from mergeline.report.page import Facts
 from mergeline.report.result import Comparison
 from mergeline.report.similarity_maps import SimilarityMap
-from mergeline.report.table import cells, header, words_of
+from mergeline.report.table import cells, header, own_lines, words_of
 from mergeline.report.verdict import verdict
 
 TEMPLATE = "report.html.j2"
@@ -103,6 +103,7 @@ def report_html(
         header=header(comparison) if measured else [],
         words=words_of(comparison) if measured else "",
         rows=[(row.name == RESULT, cells(row)) for row in comparison.rows],
+        own=own_lines(comparison) if measured else [],
         drawn={name: _shown(name, picture) for name, picture in drawn.items()},
         maps=[_Map(found, _data(heat_map(found.before)), _data(heat_map(found.after))) for found in findings.maps],
         winners=_shares(winners, models) if winners else None,

@@ -161,10 +161,8 @@ def _plane_caption(landscape: LossLandscape) -> str:
 
 def _data(landscape: LossLandscape) -> str:
     same = "which also measures the result" if landscape.of_result else "which does not measure the result"
-    return (
-        f"Loss on the split {landscape.split}, {same}; normalisation statistics are measured anew at every point, "
-        f"the models themselves included."
-    )
+    anew = "; normalisation statistics are measured anew at every point, the models themselves included"
+    return f"Loss on the split {landscape.split}, {same}{anew if landscape.reset else ''}."
 
 
 def _sentence(line: Line) -> str:

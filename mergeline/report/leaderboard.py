@@ -8,6 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from mergeline.comparison import metric_of_mean
+from mergeline.evaluation.kinds import NAMES, WORDS
 from mergeline.evaluation.score import Score, over_repeats
 from mergeline.grid import Cell
 from mergeline.plan import Plan
@@ -64,12 +66,14 @@ class LeaderboardRow(BaseModel):
 
 
 class Leaderboard(BaseModel):
-    """All cells of a comparison, the best first. split: of the data that chose, if any."""
+    """All cells of a comparison, the best first. split: of the data that chose, if any; measured_by: the metric of the
+    tasks, "mean" where they have several."""
 
     model_config = ConfigDict(frozen=True)
 
     plan: str
     metric: Literal["mean", "joint"]
+    measured_by: str = "accuracy"
     split: str | None = None
     rows: list[LeaderboardRow]
 
@@ -91,7 +95,14 @@ class Leaderboard(BaseModel):
         ]
         rows = _chosen(rows) if choose else rows
         rows.sort(key=lambda row: -row.scores.by(metric).goodness)
-        return cls(plan=plan.name, metric=metric, split=choose.split if choose else None, rows=rows)
+        split, measured_by = choose.split if choose else None, metric_of_mean(plan)
+        return cls(plan=plan.name, metric=metric, measured_by=measured_by, split=split, rows=rows)
+
+    @property
+    def words(self) -> str:
+        """What the numbers of the tables are."""
+        measure = self.best.mean.measure
+        return f"{NAMES[self.measured_by]} in %" if measure == "share" else WORDS[measure]
 
     @property
     def facts(self) -> dict[str, str | int]:

@@ -47,11 +47,11 @@ def report_page(plan: Plan, comparison: Comparison, facts: Facts, chart: str, mo
 
 
 def _measured(plan: Plan, comparison: Comparison, chart: str) -> list[str]:
-    measured = words_of(comparison).partition(" ")[0]
+    measured = words_of(comparison).partition(" (")[0].removesuffix(" in %")
     picture = f"![{measured} of every row]({chart})"
     own = own_table(comparison)
     beside = [own, _reading_own()] if own else []
-    return [_verdict(plan, comparison), picture, markdown_table(comparison), _reading(comparison), *beside]
+    return [_verdict(plan, comparison), picture, markdown_table(comparison), _reading(plan, comparison), *beside]
 
 
 def _verdict(plan: Plan, comparison: Comparison) -> str:
@@ -69,17 +69,20 @@ def _verdict(plan: Plan, comparison: Comparison) -> str:
     return text + (f" Rows above it: {names}." if better else " No other row is above it.")
 
 
-def _reading(comparison: Comparison) -> str:
+def _reading(plan: Plan, comparison: Comparison) -> str:
     count = sum(score.count for score in comparison.result.tasks.values())
     words, counted = words_of(comparison), "tokens" if comparison.result.mean.measure == "perplexity" else "examples"
     together = "; *joint*: all classes at once, mean over the domains" if comparison.result.joint else ""
     of_tasks = "every task among its own classes" if comparison.result.joint else "every task counts the same"
+    reset = (
+        " Merged models, the ensemble and rows marked *reset* have their normalisation statistics measured on "
+        "unlabelled calibration data of the domain at hand; other task models and bases are as they were trained."
+    )
     return (
         f"{words[0].upper()}{words[1:].replace('%', 'percent')} with its standard error. *mean of tasks*: {of_tasks}"
-        f"{together}. {count} test {counted} in all. Merged models, the ensemble and rows "
-        "marked *reset* have their normalisation statistics measured on unlabelled calibration data of the domain at "
-        "hand; other task models and bases are as they were trained. The standard errors are those of the test "
-        "examples: they say nothing about other training seeds, which move such results by several points."
+        f"{together}. {count} test {counted} in all.{reset if plan.calibration else ''} The standard errors are "
+        "those of the test examples: they say nothing about other training seeds, which move such results by several "
+        "points."
     )
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, computed_field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
 
-from mergeline.comparison import RESULT
+from mergeline.comparison import RESULT, metric_of_mean
 from mergeline.errors import InputError
 from mergeline.evaluation.relative import Relative, mean_relative, relative
 from mergeline.evaluation.score import Score
+from mergeline.plan import Plan
 
 
 class RowScores(BaseModel):
@@ -62,7 +63,7 @@ class RelativeScores(BaseModel):
 class Comparison(BaseModel):
     """All rows of a run; the last one is the merged model. None where there were no tasks to measure it on.
 
-    specialists: task -> the checkpoint that was trained for it.
+    specialists: task -> the checkpoint that was trained for it. metric: of the tasks; "mean": they have several.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -70,6 +71,7 @@ class Comparison(BaseModel):
     plan: str
     rows: list[RowScores]
     specialists: dict[str, str] = {}
+    metric: Annotated[str, Field(exclude_if=lambda metric: metric == "accuracy")] = "accuracy"
 
     @property
     def result(self) -> RowScores:
@@ -114,6 +116,12 @@ class Comparison(BaseModel):
         if self.result.outside:
             more["outside"] = {name: score.value for name, score in self.result.outside.items()}
         return more
+
+
+def comparison_of(plan: Plan, rows: list[RowScores]) -> Comparison:
+    """The rows of a plan, the last one its own merge; none where it has no tasks."""
+    metric = metric_of_mean(plan) if rows else "accuracy"
+    return Comparison(plan=plan.name, rows=rows, specialists=plan.specialists, metric=metric)
 
 
 def own_scores(rows: Sequence[RowScores], specialists: Mapping[str, str]) -> dict[str, Score]:

@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from mergeline.comparison import RESULT
-from mergeline.evaluation.kinds import WORDS
+from mergeline.evaluation.kinds import NAMES, WORDS
 from mergeline.evaluation.relative import Relative
 from mergeline.evaluation.score import Score
 from mergeline.report.result import Comparison, RowScores
@@ -29,7 +29,8 @@ def cells(row: RowScores) -> list[str]:
 
 def words_of(comparison: Comparison) -> str:
     """What the numbers of the table are, in words."""
-    return WORDS[comparison.result.mean.measure]
+    measure = comparison.result.mean.measure
+    return f"{NAMES[comparison.metric]} in %" if measure == "share" else WORDS[measure]
 
 
 def terminal_table(comparison: Comparison) -> Table:
@@ -57,16 +58,23 @@ def markdown_table(comparison: Comparison) -> str:
 
 def own_table(comparison: Comparison) -> str:
     """The result beside each task's own model, in Markdown; empty where no own model was measured."""
+    lines = own_lines(comparison)
+    if not lines:
+        return ""
+    *others, mean = lines
+    return _markdown([*others, [f"**{text}**" if text else "" for text in mean]])
+
+
+def own_lines(comparison: Comparison) -> list[list[str]]:
+    """The same as texts: titles, a line per task, their mean; empty where no own model was measured."""
     found = comparison.against_own.get(RESULT)
     if found is None:
-        return ""
+        return []
     lines = [["task", comparison.result.label, "own model", "change", "normalised"]]
     for task, one in found.tasks.items():
         score = comparison.result.tasks[task]
         lines.append([task, str(score), str(comparison.own[task]), *_relative(one, score)])
-    mean = _relative(found.mean, comparison.result.mean)
-    lines.append([f"**{text}**" if text else "" for text in ("mean", "", "", *mean)])
-    return _markdown(lines)
+    return [*lines, ["mean", "", "", *_relative(found.mean, comparison.result.mean)]]
 
 
 def _relative(found: Relative, score: Score) -> list[str]:

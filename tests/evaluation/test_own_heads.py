@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mergeline.errors import InputError
-from mergeline.evaluation.heads import label_logits
+from mergeline.evaluation.heads import answers_all, label_logits
 from mergeline.evaluation.metrics import accuracy, predict_logits
 
 OUTPUTS = torch.tensor([[3.0, 1.0], [0.0, 2.0], [5.0, 4.0]])
@@ -39,3 +39,10 @@ def test_a_head_stands_in_for_the_modules_own_while_it_is_asked():
 def test_outputs_that_are_no_rows_of_numbers_are_refused():
     with pytest.raises(InputError, match=r"the model gives outputs of shape \[4, 3, 3\]; expected a row"):
         predict_logits(torch.nn.Identity().eval(), torch.zeros(4, 3, 3))
+
+
+def test_which_classes_have_an_output():
+    logits = label_logits(torch.ones(2, 2), [0, 2], labels=3)
+    assert answers_all(logits, [0, 2]) and answers_all(logits, [0, 9])
+    assert not answers_all(logits, [0, 1]) and not answers_all(logits, None)
+    assert answers_all(torch.ones(2, 3), None)

@@ -52,3 +52,12 @@ def test_it_comes_from_the_cache_and_without_it_the_merge_alone_is_the_result(ca
     assert (output / "model.safetensors").read_bytes() == before["uncalibrated/model.safetensors"]
     uncalibrated, result = outcome.comparison.rows[-2], plain.comparison.result
     assert (result.tasks, result.joint) == (uncalibrated.tasks, uncalibrated.joint)
+
+
+def test_data_that_chooses_measures_the_calibrated_model(calibrated):
+    from flows.compare_methods import scores_on
+    from tasks.runners import plan_flow
+
+    outcome, output = calibrated
+    found = plan_flow("choose")(scores_on)(plan_for(output, *CALIBRATED), "test")
+    assert found.tasks == outcome.comparison.result.tasks

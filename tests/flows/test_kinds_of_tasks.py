@@ -103,6 +103,90 @@ def test_a_shared_body_is_merged_and_each_task_keeps_its_head(with_heads, tmp_pa
         assert curve["accuracies"][task][::2] == pytest.approx(ends, abs=1e-6), "with the head of the task's own model"
 
 
+def test_a_registered_model_answers_every_task_with_its_own_head(with_heads, tmp_path):
+    import mlflow
+
+    plan = load_plan(with_heads, ["registry.model=heads", f"output={tmp_path / 'out'}", "evaluation.compare=[]"])
+    run(plan)
+    served = mlflow.pyfunc.load_model("models:/heads/1")
+    inputs = torch.rand(3, 1, 4, 4)
+    merged = load_file(plan.output / "model.safetensors")
+    for task, classes in (("two", 2), ("three", 3)):
+        module = two_layers(classes)
+        module.load_state_dict(merged | load_file(plan.output / "heads" / f"{task}.safetensors"))
+        found = torch.from_numpy(served.predict(inputs.numpy(), params={"task": task}))
+        torch.testing.assert_close(found, module(inputs).detach())
+    with pytest.raises(ValueError, match=r"there is no task 'four' \(known: three, two\)"):
+        served.predict(inputs.numpy(), params={"task": "four"})
+
+
+def in_another_order(state):
+    """The same function with its hidden units in another order."""
+    order = [3, 0, 6, 1, 7, 2, 5, 4]
+    moved = {name: state[name][order] for name in ("0.1.weight", "0.1.bias")}
+    return state | moved | {"1.weight": state["1.weight"][:, order].contiguous()}
+
+
+def write_two_bases(folder: Path) -> Path:
+    """A model of each of two bases, which are one network in two orders of units, with heads of their own. The labels
+    are what the mean of both bodies says with either head."""
+    torch.manual_seed(0)
+    base = two_layers(2).state_dict()
+    tuned = [
+        two_layers(2).state_dict() | {"0.1.weight": base["0.1.weight"] + 0.05 * torch.randn(8, 16)} for _ in range(2)
+    ]
+    states = dict(zip(("a", "b"), (tuned[0], in_another_order(tuned[1])), strict=True))
+    for name, state in (states | {"base-a": base, "base-b": in_another_order(base)}).items():
+        save_file(state, folder / f"{name}.safetensors")
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list("abcd")))
+    pictures = torch.randint(0, 256, (60, 4, 4), dtype=torch.uint8)
+    labels = [0] * 60
+    for task, own in enumerate(tuned):
+        module = two_layers(2)
+        module.load_state_dict(
+            own | {name: (tuned[0][name] + tuned[1][name]) / 2 for name in ("0.1.weight", "0.1.bias")}
+        )
+        labels[task::2] = (module(pictures[task::2] / 255.0).argmax(dim=1) + 2 * task).tolist()
+    table = datasets.Dataset.from_dict({"image": list(pictures.numpy()), "label": labels}, features=features)
+    for split in ("calibration", "test"):
+        table.to_parquet(folder / "data" / f"{split}.parquet")
+    task = {"kind": "head", "dataset": "data", "head": "1"}
+    return write_plan(
+        folder,
+        name="two-bases",
+        align={"space": "dual"},
+        architecture={"factory": f"{__name__}:two_layers", "kwargs": {"classes": 2}},
+        checkpoints=[
+            {
+                "name": name,
+                "uri": str(folder / f"{name}.safetensors"),
+                "base": f"base-{name}" if name in states else None,
+            }
+            for name in ("base-a", "base-b", "a", "b")
+        ],
+        datasets={"data": {"path": str(folder / "data")}},
+        calibration={"dataset": "data"},
+        merge={"method": "average"},
+        evaluation={"compare": []},
+        tasks=[
+            {"name": "one", "checkpoint": "a", "classes": [0, 1], **task},
+            {"name": "two", "checkpoint": "b", "classes": [2, 3], **task},
+        ],
+    )
+
+
+def test_heads_of_another_base_follow_the_alignment_where_the_result_is_measured_and_where_it_is_chosen(
+    project, tmp_path
+):
+    from flows.compare_methods import scores_on
+    from tasks.runners import plan_flow
+
+    plan = load_plan(write_two_bases(tmp_path))
+    result = run(plan).comparison.result
+    assert {task: score.value for task, score in result.tasks.items()} == {"one": 1.0, "two": 1.0}
+    assert plan_flow("choose")(scores_on)(plan, "test").tasks == result.tasks
+
+
 def read_landscape(output):
     return json.loads((output / "landscape" / "landscape.json").read_text())
 

@@ -65,6 +65,15 @@ def test_the_verdict_is_honest(scores, headline, standing):
     assert (found.standing or "").startswith(standing or "") and (found.standing is None) == (standing is None)
 
 
+def test_each_task_stands_beside_its_own_model_with_what_is_kept_of_it():
+    text = report_html(plan(), comparison(0.72, 0.9, average=0.5), findings())
+    _, found, below = text.partition("Beside each task's own model")
+    numbers = "".join(f"<td>{text}</td>" for text in ("72.0 ± 1.0", "90.0 ± 1.0", "-18.0 ± 1.4", "80.0 ± 1.4"))
+    assert found and f'<tr><th scope="row">clean-02478</th>{numbers}' in below
+    assert '<th scope="row">mean</th><td></td><td></td><td>-18.0 ± 0.7</td>' in below
+    assert "own model" not in report_html(plan(), comparison(0.7, None, average=0.5), findings())
+
+
 def test_a_task_outside_does_not_hide_the_tasks_own_models():
     shipped = plan()
     outside = shipped.tasks[0].model_copy(update={"name": "outside", "checkpoint": None})

@@ -17,7 +17,7 @@ def points(*losses):
     return Points(losses=tasks, accuracies={task: [0.5] * len(losses) for task in tasks})
 
 
-def landscape(*, loss=1.0, of_result=False, problem="", **fields):
+def landscape(*, loss=1.0, of_result=False, reset=True, problem="", **fields):
     plane = Plane(problem=problem) if problem else lay_plane(NAMES, PRODUCTS, shown=4, points=3, margin=0.5)
     rows = [] if problem else [points(loss, loss, loss + place) for place in range(3)]
     shares = [0.0, 0.5, 1.0]
@@ -26,7 +26,7 @@ def landscape(*, loss=1.0, of_result=False, problem="", **fields):
         line_of("a$1$", "_b", shares, {"shared": points(1, 2, 3)}),
     ]
     anchors = None if problem else points(1, 2, 3)
-    return landscape_of(plane, rows, anchors, lines, split="validation", of_result=of_result)
+    return landscape_of(plane, rows, anchors, lines, split="validation", of_result=of_result, reset=reset)
 
 
 def test_equal_landscapes_are_drawn_in_equal_bytes():
@@ -83,3 +83,9 @@ def test_the_page_shows_them_with_alternative_texts():
     assert page.count("data:image/png;base64,") >= 2
     assert f'alt="{pictures[1].alt}"' in page
     assert MEAN in found.losses
+
+
+def test_models_without_calibration_data_have_nothing_measured_anew():
+    for reset in (True, False):
+        (_, lines) = pictures_of(landscape(reset=reset), {"plane": b"", "lines": b""})
+        assert ("measured anew" in lines.caption) is reset

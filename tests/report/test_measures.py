@@ -13,13 +13,14 @@ from mergeline.grid import Cell
 from mergeline.plan import Promotion
 from mergeline.plan_file import load_plan
 from mergeline.promotion import Measured, judge
+from mergeline.report.card import CardFacts, front_matter
 from mergeline.report.chart import draw_chart
 from mergeline.report.html import report_html
 from mergeline.report.leaderboard import Leaderboard
 from mergeline.report.leaderboard import Measured as Row
 from mergeline.report.page import report_page
-from mergeline.report.result import Comparison, RowScores, own_scores
-from mergeline.report.table import header, own_table
+from mergeline.report.result import Comparison, RowScores, comparison_of, own_scores
+from mergeline.report.table import header, own_table, words_of
 from mergeline.report.verdict import verdict
 from tests.report.findings import findings
 
@@ -123,3 +124,42 @@ def test_a_lower_perplexity_becomes_the_champion(value, passed, words):
 def test_numbers_of_several_kinds_have_no_mean():
     with pytest.raises(InputError, match="tasks measured by perplexity and share have no common mean"):
         mean_score([perplexity(3.0), Score(0.5, 0.1, 10)])
+
+
+def test_shares_are_called_by_the_metric_of_the_tasks(plan):
+    shares = dict.fromkeys(NAMES, Score(0.5, 0.01, 100))
+    merged = RowScores(name="merged", label="merged", tasks=shares, mean=Score(0.5, 0.005, 400), joint=None)
+
+    def made(*metrics):
+        tasks = [task.model_copy(update={"metric": m}) for task, m in zip(plan.tasks, metrics, strict=True)]
+        other = plan.model_copy(update={"tasks": tasks})
+        return other, comparison_of(other, [merged])
+
+    same, found = made(*["f1"] * 4)
+    html = report_html(same, found, findings())
+    assert words_of(found) == "F1 in %" and "F1 in % ± its standard error" in html and ">accuracy" not in html
+    assert Comparison.model_validate_json(found.model_dump_json()) == found
+    facts = CardFacts({}, {}, [], "pytorch", "", {})
+    results = front_matter(same, found, facts)["model-index"][0]["results"]
+    assert {one["metrics"][0]["type"] for one in results} == {"f1"}
+    mixed, found = made("f1", "accuracy", "accuracy", "accuracy")
+    assert words_of(found) == "score in %"
+    results = front_matter(mixed, found, facts)["model-index"][0]["results"]
+    assert [one["metrics"][0]["type"] for one in results] == ["f1", "accuracy", "accuracy", "accuracy", "mean"]
+    plain = made(*["accuracy"] * 4)[1]
+    assert words_of(plain) == "accuracy in %" and "metric" not in plain.model_dump(mode="json")
+
+
+def test_a_leaderboard_says_what_its_numbers_are(plan):
+    cell = Cell(name="one", plan=plan)
+    assert Leaderboard.of(plan, [Row(cell=cell, scores=row("merged", 12.0))]).words == "perplexity (lower is better)"
+    shares = RowScores(name="merged", label="", tasks={}, mean=Score(0.5, 0.01, 9), joint=None)
+    assert Leaderboard.of(plan, [Row(cell=cell, scores=shares)]).words == "accuracy in %"
+
+
+def test_nothing_is_said_of_normalisation_where_nothing_calibrates(plan):
+    found, bare = comparison(15.0, average=20.0, own=12.0), plan.model_copy(update={"calibration": None})
+    facts = replace(findings().facts, digests={checkpoint.name: "0" * 64 for checkpoint in plan.checkpoints})
+    for which, said in ((plan, True), (bare, False)):
+        for text in (report_page(which, found, facts, "chart.png"), report_html(which, found, findings())):
+            assert ("statistics measured on" in " ".join(text.split())) is said

@@ -63,6 +63,22 @@ def test_texts_are_classified_by_the_models_own_last_layer(asked):
         asked([module], one={"kind": "head", "classes": [0, 9]})
 
 
+def test_outputs_that_stand_for_other_classes_in_every_task_have_no_joint_accuracy(state, tmp_path):
+    from tasks.domains import Domain, Question
+    from tasks.evaluation import measure
+    from tasks.inputs import take_slice
+
+    texts, tokenizer = ["game of chess", "mail server", "ships", "library"], write_tokenizer(tmp_path / "tokenizer")
+    write_texts(tmp_path / "data" / "test.parquet", texts, [0, 1, 2, 3], list("abcd"))
+    dataset = Dataset(path=tmp_path / "data", text_column="text", tokenizer=tokenizer)
+    tasks = {name: Question(kind="head", classes=own) for name, own in (("one", [0, 1]), ("two", [2, 3]))}
+    examples = take_slice(dataset, "test", {})
+    domain = Domain(name="texts", examples=examples, calibration=None, prototypes=None, tasks=tasks)
+    torch.manual_seed(0)
+    row = measure([Classifier().eval()], [domain], [0, 1, 2, 3], None, 2, name="it", label="it")
+    assert row.joint is None and set(row.tasks) == {"one", "two"}
+
+
 def test_a_task_of_every_other_kind(asked, tmp_path):
     torch.manual_seed(0)
     reader, writer = (

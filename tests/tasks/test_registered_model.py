@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from mergeline.plan import Architecture
-from tasks.registered_model import code_of
+from mergeline.plan_file import load_plan
+from tasks.job import Job
+from tasks.publishing import Made
+from tasks.registered_model import code_of, data_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,3 +52,19 @@ def test_cleaning_keeps_weights_that_registered_models_have_nowhere_else(tmp_pat
     kept.parent.mkdir(parents=True)
     kept.touch()
     assert clean("FORCE=1").returncode == 0 and not kept.exists()
+
+
+def test_scores_compare_whether_a_landscape_was_drawn_or_not(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+    def digest(*overrides: str) -> str:
+        plan = load_plan("params.yaml", overrides)
+        model = next(iter((job := Job(plan)).datasets.values()))
+        made = Made(
+            checkpoints={}, datasets=job.datasets, alignment=None, coefficients=None, model=model, normalization={}
+        )
+        return data_digest(plan, made)
+
+    assert digest("landscape={}") == digest()
+    assert digest("landscape={split: test}") == digest(), "what measures the result, too, stays"
+    assert digest("calibration.split=validation") != digest()
