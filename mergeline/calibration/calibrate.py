@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mergeline.alignment.alignment import Alignment
-from mergeline.calibration.findings import skewed_set, small_set
+from mergeline.calibration.findings import raised_ridge, skewed_set, small_set
 from mergeline.calibration.forms import columns as columns_of
 from mergeline.calibration.heads import Heads
 from mergeline.calibration.program import Program
@@ -119,7 +119,8 @@ def calibrate_and_record(
         refit_layers(runs, chosen, wanted, Ridge(ridge, columns), record)
         if centre and final is not None:
             _centre(runs, final, known, record)
-    record.warnings += [*small_set(record.layers), *skewed_set(record.shares)]
+    found_short = [*small_set(record.layers), *raised_ridge(record.layers, ridge)]
+    record.warnings += [*found_short, *skewed_set(record.shares)]
     return Calibrated(_with_state(merged, state), record)
 
 

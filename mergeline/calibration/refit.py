@@ -143,7 +143,7 @@ class _LayerRefit:
             return None
         names = tuple(name for site in self.layer.sites for name in site.tensors)
         sizes = self.moments.inputs.shape[1], self.moments.count
-        return LayerRecord(self.layer.name, names, *sizes, before, self.error.share, solver.condition)
+        return LayerRecord(self.layer.name, names, *sizes, before, self.error.share, solver.condition, solver.ridge)
 
     def _gather(self) -> None:
         """First pass: the products of the inputs, and what is missing beside the target."""

@@ -207,6 +207,15 @@ def test_too_few_inputs_are_warned_of_with_numbers() -> None:
         ml.calibrate(module, [module], None, batches("resnet", 64), layers=False, centre=False)
 
 
+def test_a_ridge_too_small_for_the_data_is_raised_with_a_warning() -> None:
+    merged = disturbed(build("resnet"))
+    found = calibrated(merged, [build("resnet")], None, batches("resnet", 5), ridge=1e-9)
+    assert any("a ridge of 1e-09 is below the rounding" in sentence for sentence in found.record.warnings)
+    assert all(layer.condition <= 1e8 for layer in found.record.layers)
+    assert difference(merged, found.module, batches("resnet", 8, seed=9)[0]) < 1
+    assert not any("rounding" in x for x in calibrated(merged, [merged], None, batches("resnet", 5)).record.warnings)
+
+
 def test_a_layer_whose_inputs_never_vary_keeps_its_weights_and_is_named() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
