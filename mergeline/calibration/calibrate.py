@@ -223,15 +223,25 @@ def _centre(runs: Runs, final: Layer, heads: Heads | None, record: CalibrationRe
     runs.state[name] = (runs.state[name].double() - mean).float()
     record.centred = float(mean.norm())
     if heads is not None:
+        check_finite(expected, "the task models' outputs")
         record.shares = (expected / expected.sum()).tolist()
 
 
 def _with_state(merged: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the module with the tensors of a state; those that did not change keep every bit."""
+    """A copy of the module with the tensors of a state; those that did not change keep every bit.
+
+    Raises InputError where a dtype of the module cannot hold a value.
+    """
     copy = deepcopy(merged).eval()
     with torch.no_grad():
         for name, tensor in copy.state_dict().items():
             new = state[name].to(tensor.dtype)
             if not torch.equal(new, tensor):
+                if not new.isfinite().all():
+                    dtype = str(tensor.dtype).removeprefix("torch.")
+                    raise InputError(
+                        f"calibration: tensor '{name}' now holds values up to {float(state[name].abs().max()):.3g}, "
+                        f"which {dtype} cannot hold; give the merged model in float32"
+                    )
                 tensor.copy_(new)
     return copy
