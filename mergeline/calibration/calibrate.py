@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mergeline.alignment.alignment import Alignment
-from mergeline.calibration.findings import skewed_set, small_set
+from mergeline.calibration.findings import raised_ridge, skewed_set, small_set
 from mergeline.calibration.forms import columns as columns_of
 from mergeline.calibration.heads import Heads
 from mergeline.calibration.program import Program
@@ -119,7 +119,8 @@ def calibrate_and_record(
         refit_layers(runs, chosen, wanted, Ridge(ridge, columns), record)
         if centre and final is not None:
             _centre(runs, final, known, record)
-    record.warnings += [*small_set(record.layers), *skewed_set(record.shares)]
+    found_short = [*small_set(record.layers), *raised_ridge(record.layers, ridge)]
+    record.warnings += [*found_short, *skewed_set(record.shares)]
     return Calibrated(_with_state(merged, state), record)
 
 
@@ -222,15 +223,25 @@ def _centre(runs: Runs, final: Layer, heads: Heads | None, record: CalibrationRe
     runs.state[name] = (runs.state[name].double() - mean).float()
     record.centred = float(mean.norm())
     if heads is not None:
+        check_finite(expected, "the task models' outputs")
         record.shares = (expected / expected.sum()).tolist()
 
 
 def _with_state(merged: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the module with the tensors of a state; those that did not change keep every bit."""
+    """A copy of the module with the tensors of a state; those that did not change keep every bit.
+
+    Raises InputError where a dtype of the module cannot hold a value.
+    """
     copy = deepcopy(merged).eval()
     with torch.no_grad():
         for name, tensor in copy.state_dict().items():
             new = state[name].to(tensor.dtype)
             if not torch.equal(new, tensor):
+                if not new.isfinite().all():
+                    dtype = str(tensor.dtype).removeprefix("torch.")
+                    raise InputError(
+                        f"calibration: tensor '{name}' now holds values up to {float(state[name].abs().max()):.3g}, "
+                        f"which {dtype} cannot hold; give the merged model in float32"
+                    )
                 tensor.copy_(new)
     return copy

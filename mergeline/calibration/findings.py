@@ -23,6 +23,18 @@ def small_set(layers: Sequence[LayerRecord]) -> Iterator[str]:
         )
 
 
+def raised_ridge(layers: Sequence[LayerRecord], ridge: float) -> Iterator[str]:
+    """A warning where layers could not be solved with the ridge that was asked for."""
+    raised = [layer for layer in layers if layer.ridge > ridge]
+    if raised:
+        most = max(raised, key=lambda layer: layer.ridge)
+        yield (
+            f"calibration: a ridge of {ridge:g} is below the rounding of the products of {len(raised)} layers, so it "
+            f"was raised there, most for {most.name} ({most.inputs} inputs, {most.columns} columns) to "
+            f"{most.ridge:g}; give more calibration inputs, or a larger `ridge`"
+        )
+
+
 def skewed_set(shares: Sequence[float]) -> Iterator[str]:
     """A warning where classes are far from equally frequent, as the task models' heads see them."""
     if not shares:

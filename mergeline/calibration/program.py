@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mergeline.errors import InputError
 from mergeline.symmetry.interpret import storage_key
@@ -30,7 +30,7 @@ class Program:
     def __init__(self, module: nn.Module, inputs: Inputs) -> None:
         """Raises InputError where the module cannot be traced with these inputs."""
         self.module = module
-        self._trace: Trace = trace(module, inputs)
+        self._trace: Trace = _trace_of(module, self.prepared(inputs))
         graph = self._trace.program.graph
         _without_changes_in_place(graph)
         self.nodes: list[Node] = list(graph.nodes)
@@ -44,9 +44,21 @@ class Program:
         self.outputs = [node for node in graph.output_node().args[0] if isinstance(node, Node)]
         self.shapes = [shape_of(node) for node in self.inputs]
 
+    def prepared(self, inputs: Inputs) -> Inputs:
+        """The inputs as the module takes them here: on its device, and float32 as its weights are."""
+        device = next((x.device for x in tensors_of(self.module).values()), None)
+
+        def placed(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            return leaf.to(device, torch.float32 if leaf.is_floating_point() else leaf.dtype)
+
+        prepared: Inputs = tree_map(placed, dict(inputs) if isinstance(inputs, Mapping) else inputs)
+        return prepared
+
     def start(self, inputs: Inputs) -> Values:
         """The values that a run begins with. Raises InputError for inputs of another shape than those traced."""
-        args, kwargs = arguments(inputs)
+        args, kwargs = arguments(self.prepared(inputs))
         named = [kwargs[node.name] for node in self.inputs if node.name in kwargs]
         leaves = named if kwargs and len(named) == len(self.inputs) else tree_leaves((args, kwargs))
         fixed = self._trace.batch
@@ -146,6 +158,19 @@ class Walk:
         if node in self.program.stored:
             return self.state[self.program.stored[node]]
         return self.program.constants[node] if node in self.program.constants else values[node.name]
+
+
+def _trace_of(module: nn.Module, inputs: Inputs) -> Trace:
+    """The trace for any number of examples, where the module allows it: one example alone would say `for one only`."""
+    tensors = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
+    if tensors and all(x.ndim and len(x) == 1 for x in tensors):
+        try:
+            found = trace(module, tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) else x, inputs))
+        except InputError:  # it takes one example at a time
+            return trace(module, inputs)
+        if found.batch is None:
+            return found
+    return trace(module, inputs)
 
 
 def shape_of(node: Any) -> tuple[Any, ...]:

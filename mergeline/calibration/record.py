@@ -12,7 +12,7 @@ class LayerRecord:
 
     tensors: the names of those that changed. inputs, columns: unknowns per output, and equations to find them. before,
     after: the mean square that misses to the task models' mean, as a share of that one's variance, behind the ReLU
-    where one follows. condition: of the damped Gram matrix.
+    where one follows. condition: of the damped Gram matrix. ridge: lambda as it was used (see `Solver`).
     """
 
     name: str
@@ -22,6 +22,7 @@ class LayerRecord:
     before: float
     after: float
     condition: float
+    ridge: float
 
 
 @dataclass

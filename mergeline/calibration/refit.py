@@ -122,12 +122,13 @@ class _LayerRefit:
         self.error = _Error(layer.relu)
         self.shifts: list[Tensor] = []
         self.places: Tensor | None = None
+        self.at_fault = "merged model's"  # whose values are not finite, if any are not
 
     def run(self) -> LayerRecord | None:
         """Solve, and write the weights; None where there is nothing to solve."""
         self._gather()
         check_finite(self.moments.inputs, f"the merged model's inputs of {self.layer.name}")
-        check_finite(self.moments.missing, f"the task models' values at {self.layer.name}")
+        check_finite(self.moments.missing, f"the {self.at_fault} values at {self.layer.name}")
         before = self.error.share
         shift = torch.cat([s.form.by_input(x) for s, x in zip(self.layer.sites, self.shifts, strict=True)], dim=1)
         centred = any(site.has_bias for site in self.layer.sites)
@@ -143,7 +144,7 @@ class _LayerRefit:
             return None
         names = tuple(name for site in self.layer.sites for name in site.tensors)
         sizes = self.moments.inputs.shape[1], self.moments.count
-        return LayerRecord(self.layer.name, names, *sizes, before, self.error.share, solver.condition)
+        return LayerRecord(self.layer.name, names, *sizes, before, self.error.share, solver.condition, solver.ridge)
 
     def _gather(self) -> None:
         """First pass: the products of the inputs, and what is missing beside the target."""
@@ -157,6 +158,8 @@ class _LayerRefit:
             pairs = zip(runs.tasks, targets, entry["tasks"], strict=True)
             wanted = self.wanted([walk.run(segment, values)[0] for walk, segment, values in pairs], self.form.channel)
             given = self._output(xs, rest, self.weights)
+            if not wanted.isfinite().all():
+                self.at_fault = "task models'"
             if not self.shifts:
                 self._choose_columns(xs, given)
             maps = self._taps(xs)

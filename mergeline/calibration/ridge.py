@@ -56,16 +56,21 @@ class Moments:
         self.cross, self.missing = torch.zeros(()), torch.zeros(())
 
 
+TRUSTED = 1e8
+"""Condition number beyond which the rounding of float32 products decides what the weights are."""
+
+
 class Solver:
     """The factor of G + lambda * mean(diag G) * I, for several wanted outputs.
 
-    centred: about the means of the columns; otherwise about 0, for layers without a bias.
+    centred: about the means of the columns; otherwise about 0, for layers without a bias. ridge: the lambda that was
+    used: tenfold as often as it takes where the one asked for is below the rounding of G.
     """
 
     def __init__(self, moments: Moments, ridge: float, shift: Tensor, *, centred: bool) -> None:
         """shift: [g, k], what was taken off all inputs; ridge: lambda > 0, may be infinite."""
         self._mean = moments.inputs / moments.count
-        self._shift, self._centred, self._ridge = shift.double(), centred, ridge
+        self._shift, self._centred, self.ridge = shift.double(), centred, ridge
         means = torch.einsum("gi,gj->gij", self._mean, self._mean)
         self._gram = moments.gram / moments.count - means
         if not centred:
@@ -74,11 +79,16 @@ class Solver:
         diagonal = self._gram.diagonal(dim1=1, dim2=2)
         self.scale = float(diagonal.mean())
         self._factor: Tensor | None = None
-        if ridge != float("inf") and self.varies:
-            damped = self._gram.clone()
-            damped.diagonal(dim1=1, dim2=2).add_(ridge * self.scale)
-            self._factor = torch.linalg.cholesky(damped)
-            self._norms = torch.linalg.matrix_norm(damped, 1).tolist()
+        while self.ridge != float("inf") and self.varies and not self._factorise():
+            self.ridge *= 10
+
+    def _factorise(self) -> bool:
+        """The factor with the ridge as it is; whether it can be trusted."""
+        damped = self._gram.clone()
+        damped.diagonal(dim1=1, dim2=2).add_(self.ridge * self.scale)
+        self._factor, faults = torch.linalg.cholesky_ex(damped)
+        self._norms = torch.linalg.matrix_norm(damped, 1).tolist()
+        return not faults.any() and self.condition <= TRUSTED
 
     @property
     def varies(self) -> bool:
@@ -113,7 +123,9 @@ class Solver:
         if not self._centred:
             return change, torch.zeros_like(missing)
         kept = missing - torch.einsum("gmk,gk->gm", change, mean + self._shift)
-        return change, kept / (1 + self._ridge**2)
+        return change, kept / (
+            1 + self.ridge * self.ridge
+        )  # as a product: a square beyond float64 is inf, its power an error
 
     def spread(self, weights: Tensor) -> Tensor:
         """The variance of the outputs of some weights [g, m, k] on the columns, float64 [g, m]."""

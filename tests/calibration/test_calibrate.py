@@ -195,6 +195,24 @@ def test_the_callers_modules_and_dtypes_stay_as_they_are() -> None:
     assert {tensor.dtype for tensor in found.parameters()} == {torch.bfloat16} and not found.training
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_inputs_may_have_the_dtype_of_the_module(dtype: torch.dtype) -> None:
+    merged, module = disturbed(build("gated")).to(dtype), build("gated").to(dtype)
+    data = [batch.to(dtype) for batch in batches("gated", 16, 8)]
+    first = calibrated(merged, [module], None, data)
+    second = calibrated(merged, [module], None, [batch.float() for batch in data])
+    for name, tensor in first.module.state_dict().items():
+        assert tensor.dtype == dtype and torch.equal(tensor, second.module.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_first_batch_may_hold_one_example(name: str) -> None:
+    merged, module = disturbed(build(name)), build(name)
+    first = calibrated(merged, [module], None, batches(name, 1, 15))
+    second = calibrated(merged, [module], None, batches(name, 15, 1))
+    assert difference(first.module, second.module, batches(name, 8, seed=9)[0]) <= 1e-4
+
+
 # --- what is refused, or warned of ------------------------------------------------------------------------------------
 
 
@@ -205,6 +223,15 @@ def test_too_few_inputs_are_warned_of_with_numbers() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ml.calibrate(module, [module], None, batches("resnet", 64), layers=False, centre=False)
+
+
+def test_a_ridge_too_small_for_the_data_is_raised_with_a_warning() -> None:
+    merged = disturbed(build("resnet"))
+    found = calibrated(merged, [build("resnet")], None, batches("resnet", 5), ridge=1e-9)
+    assert any("a ridge of 1e-09 is below the rounding" in sentence for sentence in found.record.warnings)
+    assert all(layer.condition <= 1e8 for layer in found.record.layers)
+    assert difference(merged, found.module, batches("resnet", 8, seed=9)[0]) < 1
+    assert not any("rounding" in x for x in calibrated(merged, [merged], None, batches("resnet", 5)).record.warnings)
 
 
 def test_a_layer_whose_inputs_never_vary_keeps_its_weights_and_is_named() -> None:
@@ -252,6 +279,11 @@ REFUSED = {
     "no task models": {"modules": []},
     "task models' values at layer2.0.conv1 hold NaN": {"modules": [nan_model()]},
     "merged model's inputs of conv1 hold NaN": {"data": [torch.full((8, 1, 8, 8), torch.nan)]},
+    "the task models' outputs hold NaN": {
+        "modules": [nan_model()],
+        "heads": [torch.randn(3, 5)],
+        **{"layers": False, "last_layer": None, "centre": True},
+    },
     "all batches must have one shape": {"data": [torch.randn(4, 1, 8, 8), torch.randn(4, 1, 6, 6)]},
 }
 
@@ -261,6 +293,19 @@ def test_what_does_not_fit_is_refused_in_one_sentence(message: str) -> None:
     given: dict[str, Any] = {"modules": [build("resnet")], "data": batches("resnet", 16)} | REFUSED[message]
     with pytest.raises(InputError, match=message):
         calibrated(build("resnet"), given.pop("modules"), None, given.pop("data"), **given)
+
+
+def test_it_is_said_that_the_merged_models_values_are_not_finite() -> None:
+    with pytest.raises(InputError, match=r"the merged model's values at layer2\.0\.conv1 hold NaN"):
+        calibrated(nan_model(), [build("resnet")], None, batches("resnet", 16))
+
+
+def test_what_the_dtype_of_the_merged_model_cannot_hold_is_refused() -> None:
+    merged, module = nn.Sequential(nn.Linear(4, 3)).half(), nn.Sequential(nn.Linear(4, 3))
+    with torch.no_grad():
+        module[0].weight.fill_(1e5)
+    with pytest.raises(InputError, match=r"'0.weight' now holds values up to .*float16 cannot hold; .*float32"):
+        calibrated(merged, [module], None, [torch.randn(50, 4)])
 
 
 def test_models_of_other_shapes_and_alignments_of_other_numbers_are_refused() -> None:

@@ -84,3 +84,20 @@ def test_inputs_that_do_not_vary_are_noticed_and_the_condition_is_lapacks(scale:
         damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(4)
         exact = float(torch.linalg.cond(damped, 1))
         assert exact / 3 <= solver.condition <= exact * 1.01
+
+
+@pytest.mark.parametrize("ridge", [1e-6, 1e-9, 1e-16, 1e-300])
+def test_a_ridge_below_the_rounding_of_the_products_is_raised(ridge: float) -> None:
+    x = torch.randn(1, 4, 9, generator=torch.Generator().manual_seed(0))
+    x = torch.cat([x, x.sum(dim=1, keepdim=True), x[:, :2] * 0.3], dim=1)  # of rank 4
+    moments = gathered(x, torch.ones(1, 2, 9), torch.zeros(1, 7), ())
+    solver = Solver(moments, ridge, torch.zeros(1, 7), centred=True)
+    change, bias = solver.solve(moments)
+    assert ridge <= solver.ridge <= 1e-5 and solver.condition <= 1e8
+    assert float(change.abs().max()) < 0.1 and float((bias - 1).abs().max()) < 0.1
+
+
+def test_a_ridge_whose_square_is_beyond_float64_changes_nothing() -> None:
+    moments = gathered(torch.randn(1, 3, 9), torch.randn(1, 2, 9), torch.zeros(1, 3), ())
+    change, bias = Solver(moments, 1e200, torch.zeros(1, 3), centred=True).solve(moments)
+    assert float(change.abs().max()) < 1e-99 and not bias.any()
