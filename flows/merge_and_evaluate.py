@@ -6,21 +6,20 @@ import sys
 from typing import Any
 
 from mergeline.comparison import (
-    CONTROL_AVERAGE,
-    CONTROL_FIRST,
+    CONTROL_RANDOM,
     RESULT,
     UNCALIBRATED,
     Row,
     aligns,
-    comparison_rows,
     is_merged,
     result_row,
 )
 from mergeline.plan import Align, BalanceSearch, Plan
-from mergeline.report.result import comparison_of
+from mergeline.report.result import RowScores, comparison_of
 from tasks.activations import collect_activations
 from tasks.architecture import prove_symmetry
 from tasks.calibration import calibrate_model
+from tasks.calibrations import Calibrations
 from tasks.chart import draw_comparison
 from tasks.checkpoints import download_checkpoint
 from tasks.dashboard import show_outcome
@@ -42,9 +41,10 @@ from tasks.merging import (
     merge_statistics,
 )
 from tasks.normalization import measure_normalization, reset_normalization
-from tasks.permutations import choose_balance, solve_permutations
+from tasks.permutations import choose_balance, draw_permutations, solve_permutations
 from tasks.progress import Progress
 from tasks.publishing import Made, publish_run
+from tasks.raw_ridge import evaluate_ridge
 from tasks.recording import Outcome, Part, record_run
 from tasks.runners import plan_flow
 from tasks.similarity import activation_similarity, weight_similarity
@@ -62,22 +62,22 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
     aligned = align_families(job, plan.align, checkpoints, progress) if plan.align and aligns(plan) else None
     alignment = aligned.alignment if aligned else None
 
-    rows = {row.name: row for row in comparison_rows(plan)}
-    merges = {name: job.merge_inputs(row, checkpoints, alignment) for name, row in rows.items() if is_merged(row)}
+    rows = job.rows
+    merges = {
+        name: job.merge_inputs(row, checkpoints, aligned.of(row) if aligned else None)
+        for name, row in rows.items()
+        if is_merged(row)
+    }
     merged, coefficients = merge_rows(job, rows, merges, progress)
-    merged, record = calibrate_models(job, merged, merges[RESULT], checkpoints, progress)
+    calibrations = Calibrations(job, plan.calibrate, checkpoints) if plan.calibrate else None
+    merged, record = calibrate_models(calibrations, merged, merges, progress)
     resets = [name for name in (UNCALIBRATED, RESULT) if name in merged and job.calibrates]
     calibrated = {name: reset_normalization.submit(**job.reset(merged[name])) for name in resets}
     statistics = {
         domain.name: measure_normalization.submit(**job.calibrated(merged[RESULT], domain))
         for domain in job.calibrated_domains
     }
-    measured = {name: row for name, row in rows.items() if plan.tasks}
-    scores = {
-        name: evaluate.submit(**job.evaluation(row, checkpoints, merged, alignment=alignment))
-        for name, row in measured.items()
-    }
-    rows_measured = list(progress.results("evaluate", scores).values())
+    rows_measured = measure_rows(job, calibrations, checkpoints, merged, aligned, progress) if plan.tasks else []
     comparison = comparison_of(plan, rows_measured)
     normalization = progress.results("normalise", statistics)
     published = merged | progress.results("normalise", calibrated)
@@ -112,21 +112,38 @@ def merge_and_evaluate(plan: Plan, part: Part | None = None) -> Outcome:
 
 
 def calibrate_models(
-    job: Job,
+    calibrations: Calibrations | None,
     merged: dict[str, ArtifactRef],
-    inputs: MergeInputs,
-    checkpoints: dict[str, ArtifactRef],
+    merges: dict[str, MergeInputs],
     progress: Progress,
 ) -> tuple[dict[str, ArtifactRef], ArtifactRef | None]:
     """The merged models, the result and its controls calibrated, and the record of that; unchanged without a plan of
-    it. inputs: of the merge that is the result."""
-    if job.plan.calibrate is None:
+    it. merges: the inputs of the merged models."""
+    if calibrations is None:
         return merged, None
-    names = [name for name in (RESULT, CONTROL_AVERAGE, CONTROL_FIRST) if name in merged]
-    calls = {name: job.calibration_of(name, merged[name], inputs, checkpoints) for name in names}
+    calls = calibrations.calls(merged, merges)
     found = progress.results("calibrate", {name: calibrate_model.submit(**call) for name, call in calls.items()})
     models = {name: one.model for name, one in found.items()}
     return merged | {UNCALIBRATED: merged[RESULT]} | models, found[RESULT].record
+
+
+def measure_rows(
+    job: Job,
+    calibrations: Calibrations | None,
+    checkpoints: dict[str, ArtifactRef],
+    merged: dict[str, ArtifactRef],
+    aligned: Aligned | None,
+    progress: Progress,
+) -> list[RowScores]:
+    """The scores of all rows of the table; a ridge from raw inputs has a stage of its own."""
+    scores = {}
+    for name, row in job.rows.items():
+        if row.kind == "ridge" and calibrations:
+            scores[name] = evaluate_ridge.submit(**calibrations.ridge(row))
+        else:
+            alignment = aligned.of(row) if aligned else None
+            scores[name] = evaluate.submit(**job.evaluation(row, checkpoints, merged, alignment=alignment))
+    return list(progress.results("evaluate", scores).values())
 
 
 def merge_rows(
@@ -181,14 +198,17 @@ def align_families(job: Job, options: Align, checkpoints: dict[str, ArtifactRef]
         balance: solve_permutations.submit(families, options=tried, **arguments)
         for balance, tried in job.alignments(options).items()
     }
-    results = progress.results("align", stages | solved)
+    drawn = {}
+    if CONTROL_RANDOM in job.rows:
+        drawn[CONTROL_RANDOM] = draw_permutations.submit(symmetry, len(families), options.seed)
+    results = progress.results("align", stages | solved | drawn)
     alignments = {balance: results[balance] for balance in solved}
     if options.balance_search is None:
         chosen = alignments[str(options.balance)]
     else:
         chosen = search_balance(job, options.balance_search, alignments, checkpoints, progress)
     found = {"weights": results["weights"], "activations": results["responses"]}
-    return Aligned(alignment=chosen, families=families, **found)
+    return Aligned(alignment=chosen, families=families, random=results.get(CONTROL_RANDOM), **found)
 
 
 def survey_landscape(survey: Survey, progress: Progress) -> ArtifactRef:

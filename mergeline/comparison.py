@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mergeline.evaluation.kinds import is_answered_by_ensembles
+from mergeline.evaluation.kinds import is_answered_by_ensembles, is_classification
 from mergeline.plan import Merge, Plan
 
 
 class Row(BaseModel):
-    """One line of the table: a checkpoint, an ensemble of several, or a merge of several.
+    """One line of the table: a checkpoint, an ensemble of several, a merge of several, or a ridge to their outputs.
 
     reset: whether normalisation statistics are measured anew on the calibration data of each domain. A merged model
     needs that; a checkpoint is measured as it is, and once more with it, so that the comparison is fair.
@@ -22,7 +22,7 @@ class Row(BaseModel):
 
     name: str
     label: str
-    kind: Literal["model", "ensemble", "merge"]
+    kind: Literal["model", "ensemble", "merge", "ridge"]
     members: tuple[str, ...]
     reset: bool = True
     aligned: bool = False
@@ -39,6 +39,12 @@ UNCALIBRATED = "uncalibrated"
 
 CONTROL_AVERAGE, CONTROL_FIRST = "control-average", "control-first"
 """Names of the rows that are calibrated like the result, but are the plain average, or one task model alone."""
+
+CONTROL_RANDOM, CONTROL_RIDGE, CONTROL_DATA = "control-random", "control-ridge", "control-data"
+"""Names of the rows of the merge after a random alignment, calibrated; of a linear map from raw inputs to what the last
+layer is calibrated to; and of the result's merge, calibrated on data of another domain."""
+
+CONTROLS = (CONTROL_AVERAGE, CONTROL_FIRST, CONTROL_RANDOM, CONTROL_RIDGE, CONTROL_DATA)
 
 
 def comparison_rows(plan: Plan) -> list[Row]:
@@ -79,8 +85,8 @@ def metric_of_mean(plan: Plan) -> str:
 
 
 def is_merged(row: Row) -> bool:
-    """Whether a row needs a merge of its own; that before calibration is the one of the result."""
-    return row.kind == "merge" and row.name != UNCALIBRATED
+    """Whether a row needs a merge of its own; that before calibration, or calibrated on other data, is the result's."""
+    return row.kind == "merge" and row.name not in (UNCALIBRATED, CONTROL_DATA)
 
 
 def _aligned_as(plan: Plan) -> str:
@@ -179,6 +185,23 @@ def _calibration_controls(plan: Plan) -> Iterator[Row]:
         (CONTROL_FIRST, f"{names[0]} alone", names[:1]),
     ):
         yield Row(name=name, label=f"control: {label}, calibrated", kind="merge", members=members, merge=average)
+    if aligns(plan):
+        random = result_row(plan).model_copy(update={"name": CONTROL_RANDOM})
+        yield random.model_copy(update={"label": "control: random alignment, calibrated"})
+    if _is_linear_control_possible(plan):
+        yield Row(name=CONTROL_RIDGE, label="control: ridge from raw inputs", kind="ridge", members=names)
+    if data := plan.calibrate.control_data:
+        result = result_row(plan)
+        label = f"control: {result.label}, calibrated on {data.place}"
+        yield result.model_copy(update={"name": CONTROL_DATA, "label": label})
+
+
+def _is_linear_control_possible(plan: Plan) -> bool:
+    """Whether one linear map of real-valued inputs can answer all tasks: classifications without heads of their own on
+    pictures of the data set that calibrates, so that their sizes are alike."""
+    if plan.calibration is None or plan.datasets[plan.calibration.dataset].text_column is not None or plan.heads:
+        return False
+    return all(is_classification(task.kind) and task.dataset == plan.calibration.dataset for task in plan.tasks)
 
 
 def _merge_of(names: tuple[str, ...], plan: Plan) -> Merge:

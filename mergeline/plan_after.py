@@ -9,6 +9,19 @@ from pydantic import Field
 from mergeline.plan_data import Section
 
 
+class ControlData(Section):
+    """Unlabelled data of another domain, for a control of the calibration."""
+
+    dataset: str
+    split: str = "calibration"
+    where: dict[str, str] = Field(default={}, description="keep the rows whose columns have these values")
+
+    @property
+    def place(self) -> str:
+        """What it is, for people."""
+        return " ".join([f"{self.dataset}/{self.split}", *self.where.values()])
+
+
 class Calibrate(Section):
     """Closed-form calibration after the merge, on the unlabelled `calibration` data: distillation, not merging."""
 
@@ -25,6 +38,9 @@ class Calibrate(Section):
     )
     columns: int | None = Field(
         default=None, ge=1, description="about how many positions a layer is fitted on; null: all"
+    )
+    control_data: ControlData | None = Field(
+        default=None, description="data of another domain; a row shows the same calibration on it, the result has none"
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mergeline.comparison import CONTROLS
 from mergeline.errors import InputError, nearest
 from mergeline.evaluation.kinds import PROTOTYPES, has_loss, is_classification
 from mergeline.evaluation.sources import splits_of, tokenizer_file
@@ -18,6 +19,7 @@ from mergeline.plan_surroundings import (
     architecture_faults,
     class_faults,
     column_faults,
+    control_faults,
     output_faults,
     sample_faults,
 )
@@ -32,8 +34,7 @@ RESERVED = (
     "aligned-average",
     "unaligned-mean",
     "unaligned-first",
-    "control-average",
-    "control-first",
+    *CONTROLS,
 )
 
 
@@ -341,6 +342,9 @@ def _calibrate_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) ->
                 f"calibrate.last_layer: 'heads' needs the classes of every task model, and no task with label "
                 f"prototypes names '{name}'"
             )
+    if isinstance(control := calibrate.get("control_data"), dict) and isinstance(datasets := raw.get("datasets"), dict):
+        yield from _split_faults("calibrate.control_data", control, datasets, "calibration")
+        yield from control_faults(control, raw.get("calibration"), datasets)
 
 
 def _export_faults(raw: dict[str, Any]) -> Iterator[str]:

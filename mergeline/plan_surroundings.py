@@ -108,6 +108,22 @@ def sample_faults(calibration: dict[str, Any], file: Path) -> Iterator[str]:
         )
 
 
+def control_faults(control: dict[str, Any], calibration: Any, datasets: dict[str, Any]) -> Iterator[str]:
+    """Data for a control of a calibration that is what calibrates already, or that its models cannot read."""
+    if not isinstance(calibration, dict):
+        return
+    named = [(entry.get("dataset"), entry.get("split", "calibration")) for entry in (control, calibration)]
+    if named[0] == named[1] and (control.get("where") or {}) == (calibration.get("where") or {}):
+        yield "calibrate.control_data: is the calibration data itself; name data of another domain, or leave it out"
+    found = [datasets.get(str(dataset)) for dataset, _ in named]
+    texts = [entry.get("text_column") is not None for entry in found if isinstance(entry, dict)]
+    if len(set(texts)) > 1:
+        yield (
+            f"calibrate.control_data.dataset: one of '{named[0][0]}' and '{named[1][0]}', which calibrates, has texts "
+            "and the other pictures; name data that the models can read"
+        )
+
+
 def class_faults(place: str, task: dict[str, Any], dataset: dict[str, Any]) -> Iterator[str]:
     """Classes of a task for which there is no prototype; a file that holds none is the run's to report."""
     classes, file = task.get("classes"), Path(str(dataset.get("prototypes")))

@@ -84,7 +84,7 @@ def calibrate_model(
         layers=options.layers,
         ridge=options.ridge,
         columns=options.columns,
-        heads=[_rows(classes) for classes in heads] or None,
+        heads=known_heads(heads) or None,
     )
     for sentence in found.record.warnings:
         logger.warning("%s", sentence)
@@ -109,8 +109,8 @@ def _alignment(ref: ArtifactRef | None, families: list[int]) -> Alignment | None
     return Alignment.load(ref.path).of_members(families)
 
 
-def _rows(tasks: list[TaskClasses]) -> Tensor:
-    """The prototypes of all classes that a model knows, each once."""
+def known_heads(heads: list[list[TaskClasses]]) -> list[Tensor]:
+    """Of each model the prototypes of all classes that it knows, each once."""
     import torch
 
-    return torch.cat([task.rows() for task in tasks]).unique(dim=0)
+    return [torch.cat([task.rows() for task in tasks]).unique(dim=0) for tasks in heads]

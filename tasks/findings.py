@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from mergeline.comparison import CONTROL_RANDOM, Row
 from mergeline.plan import Align
 from tasks.checkpoints import open_artifacts
 from tasks.permutations import BALANCE_SEARCH
@@ -15,7 +16,10 @@ from tasks.store import ArtifactRef, put_json
 
 
 class Aligned(BaseModel):
-    """An alignment, and what it was found on: one checkpoint per family, their similarities before matching."""
+    """An alignment, and what it was found on: one checkpoint per family, their similarities before matching.
+
+    random: another one that was drawn, where a control needs it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -23,10 +27,15 @@ class Aligned(BaseModel):
     families: list[ArtifactRef]
     weights: ArtifactRef
     activations: ArtifactRef
+    random: ArtifactRef | None = None
+
+    def of(self, row: Row) -> ArtifactRef | None:
+        """What brings the models of a row of the table into one unit order."""
+        return self.random if row.name == CONTROL_RANDOM else self.alignment
 
     def mapped(self, options: Align) -> dict[str, Any]:
         """Arguments of `map_similarity`."""
-        refs = {name: getattr(self, name) for name in type(self).model_fields}
+        refs = {name: getattr(self, name) for name in type(self).model_fields if name != "random"}
         return refs | {"space": options.space, "balance": options.balance}
 
 

@@ -7,13 +7,12 @@ from collections import Counter
 from functools import cached_property
 from typing import Any
 
-from mergeline.comparison import CONTROL_AVERAGE, CONTROL_FIRST, Row, aligns
+from mergeline.comparison import CONTROL_DATA, Row, aligns, comparison_rows
 from mergeline.errors import InputError
 from mergeline.evaluation.kinds import PROTOTYPES, SEQ2SEQ, is_function
 from mergeline.plan import Align, BalanceSearch, Calibration, Checkpoint, Dataset, Plan, Task
 from mergeline.report.result import RowScores
 from tasks.architecture import ArchitectureSpec, rule_version, specify
-from tasks.calibration import TaskClasses
 from tasks.checkpoints import resolved, size_of
 from tasks.code_version import code_version, installed
 from tasks.domains import Domain, Question
@@ -44,6 +43,19 @@ class Job:
     def calibration(self) -> DataSlice:
         """The calibration data. InputError where the plan has none."""
         return self._calibration(self._calibration_options.where)
+
+    @cached_property
+    def rows(self) -> dict[str, Row]:
+        """The rows of the table by name, the plan's own merge last."""
+        return {row.name: row for row in comparison_rows(self.plan)}
+
+    @cached_property
+    def control_data(self) -> DataSlice | None:
+        """The data of another domain that a control is calibrated on; None where the table has no such row."""
+        given = self.plan.calibrate.control_data if self.plan.calibrate else None
+        if given is None or CONTROL_DATA not in self.rows:
+            return None
+        return take_slice(self.plan.datasets[given.dataset], given.split, given.where)
 
     @property
     def calibrates(self) -> bool:
@@ -213,28 +225,6 @@ class Job:
             for kind in self.plan.export
         }
 
-    def calibration_of(
-        self, name: str, merged: ArtifactRef, inputs: MergeInputs, checkpoints: dict[str, ArtifactRef]
-    ) -> dict[str, Any]:
-        """Arguments of the calibration of the result or of a control, by its row. inputs: of the result's merge.
-
-        The units of the plain average are unmatched, those of one model are the aligned ones unless these are zipped.
-        """
-        zipped = self.plan.align is not None and self.plan.align.method == "zip"
-        unmatched = name == CONTROL_AVERAGE or (name == CONTROL_FIRST and zipped)
-        judged = [task for task in self._inside if task.kind == PROTOTYPES]
-        tasks = {name: [task for task in judged if task.checkpoint == name] for name in self._task_models}
-        known = all(tasks.values())
-        return {
-            "merged": merged,
-            "models": [checkpoints[name] for name in tasks],
-            "families": inputs.families,
-            "alignment": None if unmatched else inputs.alignment,
-            "heads": [[self._task_classes(task) for task in own] for own in tasks.values()] if known else [],
-            "options": self.plan.calibrate,
-            "max_shard_size": self.plan.merge.max_shard_size,
-        } | self.calibration_inputs
-
     def reset(self, model: ArtifactRef) -> dict[str, Any]:
         """Arguments of a normalisation reset on the data of all domains."""
         return {"model": model, "max_shard_size": self.plan.merge.max_shard_size} | self.calibration_inputs
@@ -284,6 +274,8 @@ class Job:
         plan, slices = self.plan, [domain.examples for domain in self.domains]
         if plan.calibration:
             slices = [self.calibration, *slices]
+        if self.control_data:
+            slices.append(self.control_data)
         if plan.align and aligns(plan) and plan.align.balance_search:
             slices += [domain.examples for domain in self.domains_on(plan.align.balance_search.split)]
         if plan.landscape:
@@ -309,11 +301,6 @@ class Job:
     @property
     def _task_models(self) -> list[str]:
         return [model.name for model in self.plan.task_models]
-
-    def _task_classes(self, task: Task) -> TaskClasses:
-        prototypes = take_prototypes(self.plan.datasets[task.dataset])
-        assert prototypes is not None and task.classes is not None, "the plan was checked"
-        return TaskClasses(prototypes=prototypes, classes=task.classes)
 
     def _task_data(self, task: Task, split: str) -> TaskData:
         dataset = self.plan.datasets[task.dataset]

@@ -53,6 +53,14 @@ def solve_permutations(
     return put_directory(alignment.save, "alignment")
 
 
+@stage("draw-permutations")
+def draw_permutations(symmetry: ArtifactRef, families: int, seed: int) -> ArtifactRef:
+    """An alignment at random, which leaves the first family as it is: a control of what matching is worth."""
+    from mergeline.alignment.alignment import random_alignment
+
+    return put_directory(random_alignment(load_symmetry(symmetry), families, seed).save, "alignment")
+
+
 @stage("choose-balance")
 def choose_balance(alignments: dict[str, ArtifactRef], scores: dict[str, float], search: BalanceSearch) -> ArtifactRef:
     """The alignment whose merge scores best, the first of equals, with what was tried beside it."""

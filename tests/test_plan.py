@@ -125,15 +125,6 @@ def test_overrides_reach_every_depth():
             r"checkpoints\[2\].base: 'a-clean-02478' starts from initial, 'base-a' does not",
         ),
         ("checkpoints[0].name=initial", r"checkpoints\[0\].name: 'initial' is the name of"),
-        (
-            "calibrate={centre: false, layers: false, last_layer: none}",
-            "calibrate: centre, last_layer and layers are all off.* write calibrate: null",
-        ),
-        ("calibrate={last_layer: head}", "calibrate.last_layer: 'head' is not one of .*; did you mean 'heads'"),
-        ("calibrate={ridge: 0}", "calibrate.ridge: .*greater than 0"),
-        ("calibrate={columns: 0}", "calibrate.columns: .*greater than or equal to 1"),
-        ("calibrate={center: true}", "calibrate.center: unknown key; did you mean 'centre'"),
-        ("checkpoints[0].name=uncalibrated", r"checkpoints\[0\].name: 'uncalibrated' is the name of a row"),
         ("merge.method=pbc", "merge.method: .*'pbc' does not exist; did you mean 'pcb'"),
         ("align.ballance=0.2", "align.ballance: unknown key; did you mean 'balance'"),
         ("align.balance_search={balances: []}", "align.balance_search.balances: "),
@@ -211,20 +202,6 @@ def test_what_several_tasks_lack_alike_is_said_once():
 def test_a_dataset_has_images_or_texts():
     faults = faults_of("datasets.fashion.text_column=label", "datasets.fashion.tokenizer=README.md")
     assert any("datasets.fashion: mean is about images, text_column about texts" in fault for fault in faults)
-
-
-def test_what_a_calibration_lacks_is_named():
-    faults = faults_of("calibrate={last_layer: heads}", "tasks[0].checkpoint=a-clean-13569", "architecture=null")
-    assert any("calibrate.last_layer: 'heads' needs the classes of every task model" in fault for fault in faults)
-    assert any(fault.startswith("params.yaml: architecture: is missing; `calibrate` runs") for fault in faults)
-
-
-def test_a_calibrated_plan_has_a_row_of_the_merge_before_it():
-    *_, average, first, before, result = comparison_rows(load_plan("params.yaml", ["calibrate={}"]))
-    assert (average.name, first.name) == ("control-average", "control-first")
-    assert (len(average.members), first.members) == (4, ("a-clean-02478",))
-    assert (before.name, result.name) == ("uncalibrated", RESULT)
-    assert result.label == f"{before.label}, calibrated"
 
 
 def test_what_a_method_that_weighs_by_data_lacks_is_named():

@@ -140,6 +140,12 @@ def identity_alignment(symmetry: Symmetry, models: int) -> Alignment:
     return Alignment(symmetry, tuple(symmetry.identity() for _ in range(models)))
 
 
+def random_alignment(symmetry: Symmetry, models: int, seed: int = 0) -> Alignment:
+    """One that moves the units of every model but the first at random, each in its own way."""
+    moved = (symmetry.random_permutations(seed + model) for model in range(1, models))
+    return Alignment(symmetry, (symmetry.identity(), *moved))
+
+
 def _read(folder: Path) -> Alignment:
     symmetry = Symmetry.from_yaml((folder / SYMMETRY).read_text())
     summary = json.loads((folder / SUMMARY).read_text())

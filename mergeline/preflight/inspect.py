@@ -17,7 +17,7 @@ from mergeline.checkpoints.heads import patterns_of, with_one_head
 from mergeline.checkpoints.readers import Reader, open_checkpoint
 from mergeline.checkpoints.transfer import shown
 from mergeline.checkpoints.vocabulary import common_rows
-from mergeline.comparison import aligns, comparison_rows
+from mergeline.comparison import aligns, comparison_rows, is_merged
 from mergeline.errors import InputError
 from mergeline.merging.engine import CHUNK, DEFAULT_PATTERNS
 from mergeline.merging.job import prepare
@@ -206,7 +206,7 @@ def _forecast(plan: Plan, opened: _Opened, files: Mapping[str, int] | None, spee
     used = [*plan.task_models, *(plan.bases if get(plan.merge.method).needs_base else [])]
     read = sum(opened.sources[spec.name].bytes or 0 for spec in used)
     written = sum(files.values()) if files else opened.sources[plan.task_models[0].name].bytes or 0
-    merges = [row.merge for row in comparison_rows(plan) if row.kind == "merge"]
+    merges = [row.merge for row in comparison_rows(plan) if is_merged(row)]
     trials = [
         trial(
             merge.method,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mergeline.comparison import CONTROL_AVERAGE, CONTROL_FIRST, RESULT, UNCALIBRATED
+from mergeline.comparison import CONTROL_DATA, CONTROLS, RESULT, UNCALIBRATED
 from mergeline.plan import Plan
 from mergeline.plan_after import Calibrate
 from mergeline.report.result import Comparison, RowScores
@@ -78,10 +78,18 @@ def _scores(row: RowScores) -> str:
 
 
 def _controls(rows: Mapping[str, RowScores]) -> str:
-    """What the same calibration makes of models that were not merged well."""
-    found = [rows[name] for name in (CONTROL_AVERAGE, CONTROL_FIRST) if name in rows]
-    told = ", ".join(f"{row.label.removeprefix('control: ')} {_scores(row)}" for row in found)
-    return f" Controls, of which that much owes nothing to the merge: {told}." if told else ""
+    """What the same calibration makes of models that were not merged well, a ridge of no model, and what other data."""
+    found = [rows[name] for name in CONTROLS if name in rows and name != CONTROL_DATA]
+    told = ", ".join(f"{_control(row)} {_scores(row)}" for row in found)
+    sentence = f" Controls, of which that much owes nothing to the merge: {told}." if told else ""
+    if CONTROL_DATA in rows:
+        other = rows[CONTROL_DATA]
+        sentence += f" With data of another domain, {_control(other)}: {_scores(other)}."
+    return sentence
+
+
+def _control(row: RowScores) -> str:
+    return row.label.removeprefix("control: ")
 
 
 def _layers(record: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from math import prod
 import pytest
 import torch
 
-from mergeline.alignment.alignment import Alignment, identity_alignment
+from mergeline.alignment.alignment import Alignment, identity_alignment, random_alignment
 from mergeline.alignment.apply import AlignedReader, apply_alignment
 from mergeline.alignment.merge import merge_aligned
 from mergeline.alignment.solve import align
@@ -236,3 +236,14 @@ def test_a_checkpoint_of_another_width_is_refused():
         apply_alignment(wider.state_dict(), alignment, 1)
     with pytest.raises(InputError, match="no model 2"):
         apply_alignment(network(0).state_dict(), alignment, 2)
+
+
+def test_a_random_alignment_leaves_the_first_model_and_moves_every_other_in_its_own_way(model):
+    symmetry = symmetry_of(model)
+    first, second, third = random_alignment(symmetry, 3, seed=1).permutations
+    for name, identity in symmetry.identity().items():
+        assert torch.equal(first[name], identity)
+        assert not torch.equal(second[name], identity) and not torch.equal(third[name], identity)
+    assert any(not torch.equal(second[name], moved) for name, moved in third.items())
+    again = random_alignment(symmetry, 3, seed=1).permutations
+    assert all(torch.equal(again[2][name], moved) for name, moved in third.items())

@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 from tests.flows.runs import computed, plan_for, published, run, stage_names
 
 pytestmark = pytest.mark.flow
-CALIBRATED = ("evaluation.compare=[calibration_controls]", "calibrate={last_layer: heads, columns: 4000}")
+OTHER = "control_data: {dataset: fashion, where: {domain: half}}"
+CALIBRATED = ("evaluation.compare=[calibration_controls]", f"calibrate={{last_layer: heads, columns: 4000, {OTHER}}}")
+CONTROLS = ["control-average", "control-first", "control-random", "control-ridge", "control-data"]
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +24,25 @@ def calibrated(project):
 def test_the_calibrated_result_stands_beside_the_merge_as_it_was(calibrated):
     outcome, _ = calibrated
     rows = {row.name: row for row in outcome.comparison.rows}
-    assert list(rows) == ["control-average", "control-first", "uncalibrated", "merged"]
+    assert list(rows) == [*CONTROLS, "uncalibrated", "merged"]
     assert rows["merged"].label == f"{rows['uncalibrated'].label}, calibrated"
     assert rows["merged"].joint.value > rows["uncalibrated"].joint.value
-    assert stage_names(outcome).count("calibrate") == 3
+    stages = stage_names(outcome)
+    assert [stages.count(name) for name in ("calibrate", "draw-permutations", "evaluate-ridge")] == [5, 1, 1]
+
+
+def test_controls_reach_what_they_can_and_are_told(calibrated):
+    outcome, output = calibrated
+    rows = {row.name: row for row in outcome.comparison.rows}
+    assert 0.2 < rows["control-ridge"].joint.value < rows["merged"].joint.value
+    for name in ("control-random", "control-data"):
+        assert rows[name].joint.value > rows["uncalibrated"].joint.value
+        assert rows[name].tasks != rows["merged"].tasks
+    report = (output / "report.md").read_text()
+    _, told = report.split("Controls, of which that much owes nothing to the merge: ")
+    ridge = f"ridge from raw inputs {rows['control-ridge'].mean} % over the tasks"
+    assert told.index("random alignment, calibrated ") < told.index(ridge) < told.index("data of another domain")
+    assert "calibrated on fashion/calibration half: " in told
 
 
 def test_both_models_and_the_record_are_published(calibrated):
