@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from flows.command_line import quiet_prefect
-from flows.merge_and_evaluate import align_families, calibrate_result, merge_and_evaluate, merge_rows
+from flows.merge_and_evaluate import align_families, calibrate_models, merge_and_evaluate, merge_rows
 from flows.search_coefficients import search_coefficients
 from mergeline.comparison import aligns, result_row
 from mergeline.errors import InputError
@@ -20,6 +20,7 @@ from mergeline.redaction import redact
 from mergeline.report.leaderboard import Leaderboard, Measured
 from mergeline.report.result import RowScores
 from mergeline.search.space import plan_at
+from tasks.calibrations import Calibrations
 from tasks.checkpoints import download_checkpoint
 from tasks.evaluation import evaluate
 from tasks.job import Job
@@ -56,7 +57,8 @@ def scores_on(plan: Plan, split: str) -> RowScores:
     alignment = aligned.alignment if aligned else None
     inputs = job.merge_inputs(row, checkpoints, alignment)
     merged, _ = merge_rows(job, {row.name: row}, {row.name: inputs}, progress)
-    merged, _ = calibrate_result(job, merged, inputs, checkpoints, progress)
+    calibrations = Calibrations(job, plan.calibrate, checkpoints) if plan.calibrate else None
+    merged, _ = calibrate_models(calibrations, merged, {row.name: inputs}, progress)
     call = job.evaluation(row, checkpoints, merged, job.domains_on(split), alignment)
     return progress.results("choose", {row.name: evaluate.submit(**call)})[row.name]
 
