@@ -80,7 +80,7 @@ def _scores(row: RowScores) -> str:
 def _controls(rows: Mapping[str, RowScores]) -> str:
     """What the same calibration makes of models that were not merged well, a ridge of no model, and what other data."""
     found = [rows[name] for name in CONTROLS if name in rows and name != CONTROL_DATA]
-    told = ", ".join(f"{_control(row)} {_scores(row)}" for row in found)
+    told = "; ".join(f"{_control(row)} {_scores(row)}" for row in found)
     sentence = f" Controls, of which that much owes nothing to the merge: {told}." if told else ""
     if CONTROL_DATA in rows:
         other = rows[CONTROL_DATA]
