@@ -118,8 +118,10 @@ def _bases(plan: Plan) -> Iterator[Row]:
 
 
 def _ensemble(plan: Plan) -> Iterator[Row]:
+    """None where a kind of task has no mean of answers, or a head would meet models of another base as they are."""
     names = tuple(model.name for model in plan.task_models)
-    if all(is_answered_by_ensembles(task.kind) for task in plan.tasks):
+    fits = not plan.heads or len(plan.families) == 1
+    if fits and all(is_answered_by_ensembles(task.kind) for task in plan.tasks):
         yield Row(name="ensemble", label=f"ensemble of {len(names)}", kind="ensemble", members=names)
 
 

@@ -91,6 +91,17 @@ def test_a_metric_that_is_not_named_is_that_of_the_kind():
     assert "ensemble" not in names and "a-clean-02478-reset" not in names, "nothing to reset with, no mean of functions"
 
 
+def test_heads_meet_no_models_of_another_base():
+    """The shipped plan has two bases: a head of one of them would read the units of the other in the wrong order."""
+    tasks = [task.model_dump(mode="json") | {"kind": "head", "head": "fc"} for task in load_plan("params.yaml").tasks]
+    names = {row.name for row in comparison_rows(load_plan("params.yaml", [f"tasks={json.dumps(tasks)}"]))}
+    assert "ensemble" not in names
+    shared = [task | {"head": None} for task in tasks]
+    assert "ensemble" in {
+        row.name for row in comparison_rows(load_plan("params.yaml", [f"tasks={json.dumps(shared)}"]))
+    }
+
+
 def test_joint_accuracy_is_that_of_one_label_space():
     plan = load_plan("params.yaml")
     assert plan.joint_tasks == plan.tasks
