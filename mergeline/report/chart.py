@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,8 +14,10 @@ from matplotlib.figure import Figure
 from mergeline.comparison import RESULT
 from mergeline.evaluation.kinds import NAMES, WORDS
 from mergeline.evaluation.score import Score
-from mergeline.report.leaderboard import Leaderboard
 from mergeline.report.result import Comparison, RowScores
+
+if TYPE_CHECKING:
+    from mergeline.report.leaderboard import Leaderboard
 
 TASKS, JOINT, MUTED = "#1f6f8b", "#e07a3f", "0.45"
 _LABEL = 44  # characters of a line
