@@ -1,6 +1,7 @@
 """What closed-form calibration gives on pairs of models in MuDSC's setting, and what its controls give.
 
     python -m benchmarks.calibration data/zoo FOLDER ...     # folders of `python -m flows.train_zoo --first-seed N`
+    python -m benchmarks.calibration data/zoo --pair mudsc-12679 mudsc-03458
 
 Every pair of two ResNet20s on disjoint classes is zipped in dual space and calibrated on disjoint random draws of the
 calibration pictures. Controls: the same calibration of one of the two models, of a random alignment, of the plain
@@ -23,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from benchmarks.mudsc_choices import BATCH, DATASET, NAMES, TASKS, Scores, flat, load, scores, spread, test_pictures
+from benchmarks.mudsc_choices import BATCH, DATASET, NAMES, Scores, flat, load, scores, spread, test_pictures
 from mergeline.alignment.alignment import Alignment, identity_alignment
 from mergeline.alignment.merge import merge_aligned
 from mergeline.alignment.solve import align
@@ -47,12 +48,20 @@ STEPS: dict[str, dict[str, Any]] = {
 }
 
 
-def score_outputs(outputs: Tensor) -> Scores:
+Tasks = Sequence[tuple[int, ...]]
+
+
+def classes_of(file: Path) -> tuple[int, ...]:
+    """The classes of a model: the digits at the end of its name."""
+    return tuple(map(int, file.stem.rpartition("-")[2]))
+
+
+def score_outputs(outputs: Tensor, tasks: Tasks) -> Scores:
     """Accuracy of embeddings [n, d] of the test pictures."""
     pictures, prototypes = test_pictures()
     logits = prototype_logits(outputs, prototypes)
-    tasks = [accuracy(logits, pictures.labels, task).value for task in TASKS]
-    return 100 * accuracy(logits, pictures.labels).value, 100 * mean(tasks)
+    each = [accuracy(logits, pictures.labels, task).value for task in tasks]
+    return 100 * accuracy(logits, pictures.labels).value, 100 * mean(each)
 
 
 def outputs_of(module: nn.Module) -> Tensor:
@@ -66,7 +75,8 @@ class Cell:
         self.images, self.batches, self.symmetry = images, images.split(BATCH), symmetry
         self.trained = [load(load_file(file)) for file in files]
         self.modules = [reset_normalization(module, self.batches) for module in self.trained]
-        self.heads = [test_pictures()[1][list(task)] for task in TASKS]
+        self.names, self.tasks = [file.stem for file in files], [classes_of(file) for file in files]
+        self.heads = [test_pictures()[1][list(task)] for task in self.tasks]
 
     def merged(self, alignment: Alignment) -> nn.Module:
         states = [module.state_dict() for module in self.modules]
@@ -76,20 +86,26 @@ class Cell:
         given = FULL | options
         return calibrate_and_record(merged, self.modules, alignment, self.batches, heads=self.heads, **given).module
 
+    def scored(self, modules: Sequence[nn.Module]) -> Scores:
+        return scores(modules, tasks=self.tasks)
+
+    def embedded(self, outputs: Tensor) -> Scores:
+        return score_outputs(outputs, self.tasks)
+
     def rows(self) -> dict[str, Scores]:
         """Everything that is measured, by name; and the seconds that a full refit took."""
         models = [outputs_of(module) for module in self.modules]
         both = torch.stack(models).mean(dim=0)
-        found = {f"model {name[-5:]}": score_outputs(own) for name, own in zip(NAMES, models, strict=True)}
-        found["ensemble of probabilities"] = scores(self.modules)
-        found["ensemble of embeddings, centred"] = score_outputs(both - both.mean(dim=0))
-        found["ensemble read by heads"] = score_outputs(Heads(self.heads)(models, -1))
+        found = {f"model {name[-5:]}": self.embedded(own) for name, own in zip(self.names, models, strict=True)}
+        found["ensemble of probabilities"] = self.scored(self.modules)
+        found["ensemble of embeddings, centred"] = self.embedded(both - both.mean(dim=0))
+        found["ensemble read by heads"] = self.embedded(Heads(self.heads)(models, -1))
         zipped = align(self.modules, self.symmetry, method="zip", batches=self.batches)
         merged = self.merged(zipped)
-        found["dual zip"] = scores([merged])
+        found["dual zip"] = self.scored([merged])
         for name, options in STEPS.items():
             began = time.process_time()
-            found[f"+ {name}"] = scores([self.calibrated(merged, zipped, **options)])
+            found[f"+ {name}"] = self.scored([self.calibrated(merged, zipped, **options)])
             found[f"seconds of {name}"] = (time.process_time() - began, 0.0)
         return found | self.controls(merged, zipped)
 
@@ -100,17 +116,17 @@ class Cell:
         moved = self.symmetry.random_permutations(seed=0)
         random = Alignment(self.symmetry, (self.symmetry.identity(), moved))
         found = {
-            "control: first model alone": scores([self.calibrated(self.modules[0], aligned)]),
-            "control: random alignment": scores([self.calibrated(self.merged(random), random)]),
-            "control: plain average": scores([self.calibrated(self.merged(identity), identity)]),
-            "control: ridge from pixels": score_outputs(self.from_pixels()),
+            "control: first model alone": self.scored([self.calibrated(self.modules[0], aligned)]),
+            "control: random alignment": self.scored([self.calibrated(self.merged(random), random)]),
+            "control: plain average": self.scored([self.calibrated(self.merged(identity), identity)]),
+            "control: ridge from pixels": self.embedded(self.from_pixels()),
         }
         cropped = load_images(DATASET, "calibration", where={"domain": "half"}).inputs[: len(self.images)]
         self.batches = cropped.split(BATCH)  # from here on this cell is of the other domain
         self.modules = [reset_normalization(module, self.batches) for module in self.trained]
         other = self.calibrated(self.merged(zipped), zipped)
         reset = reset_normalization(other, self.images.split(BATCH))  # as any model that meets another domain
-        return found | {"control: calibrated on cropped pictures": scores([reset])}
+        return found | {"control: calibrated on cropped pictures": self.scored([reset])}
 
     def from_pixels(self) -> Tensor:
         """Embeddings of the test pictures by a ridge from pixels to the mean of the models' outputs, centred."""
@@ -160,9 +176,10 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--crossed", action="store_true", help="pair models of different folders, too")
+    parser.add_argument("--pair", nargs=2, default=NAMES, metavar="NAME", help="two models on disjoint classes")
     arguments = parser.parse_args()
     pairs = [
-        [first / f"{NAMES[0]}.safetensors", second / f"{NAMES[1]}.safetensors"]
+        [first / f"{arguments.pair[0]}.safetensors", second / f"{arguments.pair[1]}.safetensors"]
         for first in arguments.zoos
         for second in (arguments.zoos if arguments.crossed else [first])
     ]
