@@ -31,8 +31,8 @@ from tasks.findings import Aligned, map_similarity
 from tasks.heads import take_head
 from tasks.job import Job
 from tasks.landscape import draw_landscape, lay_plane, measure_losses
+from tasks.merge_inputs import MergeInputs
 from tasks.merging import (
-    MergeInputs,
     competes,
     given_up_where_at_fault,
     has_statistics,

@@ -350,6 +350,11 @@ class Plan(Section):
         """Task -> the task model that was trained for it; tasks outside are not among them."""
         return {task.name: task.checkpoint for task in self.tasks if task.checkpoint is not None}
 
+    def family_of(self, checkpoint: Checkpoint) -> int:
+        """Which of the families a task model, or a base, belongs to."""
+        names = self.families
+        return names.index(checkpoint.name if checkpoint.name in names else checkpoint.base or checkpoint.name)
+
     @property
     def heads(self) -> list[str]:
         """The parts of the module that are not merged, because tasks take them from their own checkpoints."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,8 +95,7 @@ def calibrate_model(
         write_checkpoint(path, state, max_shard_size=max_shard_size)
 
     model = put_checkpoint(write, merged, reader.source, max_shard_size)
-    record = json.loads(json.dumps(found.record.rounded()))
-    return CalibratedModel(model=model, record=put_json(record, "calibration record"))
+    return CalibratedModel(model=model, record=put_json(found.record.rounded(), "calibration record"))
 
 
 def _alignment(ref: ArtifactRef | None, families: list[int]) -> Alignment | None:

@@ -122,7 +122,7 @@ class Job:
 
     def heads(self, checkpoints: dict[str, ArtifactRef], alignment: ArtifactRef | None) -> dict[str, MergeInputs]:
         """Task -> the model whose head answers it, in the unit order of the models that are given the head."""
-        families = {model.name: self.plan.families.index(model.base or model.name) for model in self.plan.task_models}
+        families = {model.name: self.plan.family_of(model) for model in self.plan.task_models}
         return {
             task.name: MergeInputs(
                 models=[checkpoints[task.checkpoint]],
@@ -297,10 +297,6 @@ class Job:
         if self.plan.calibration is None:
             raise InputError("calibration: is missing; this plan can only be merged")
         return self.plan.calibration
-
-    @property
-    def _task_models(self) -> list[str]:
-        return [model.name for model in self.plan.task_models]
 
     def _task_data(self, task: Task, split: str) -> TaskData:
         dataset = self.plan.datasets[task.dataset]

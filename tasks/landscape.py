@@ -14,7 +14,7 @@ from tasks.architecture import ArchitectureSpec
 from tasks.checkpoints import open_artifact
 from tasks.domains import Answers, Domain, Heads
 from tasks.evaluation import read_heads
-from tasks.merging import MergeInputs
+from tasks.merge_inputs import MergeInputs
 from tasks.normalization import calibrated
 from tasks.policy import stage
 from tasks.store import ArtifactRef, put_directory

@@ -139,9 +139,8 @@ def published_files(plan: Plan, made: Made, comparison: Comparison) -> list[Path
 def published_beside(plan: Plan, *, measured: bool) -> list[str]:
     """What is published beside the files of the model, folders with a slash at the end."""
     names = ["alignment/", "coefficients/"] + [CHART] * measured
-    names += ["normalization/"] * (measured and plan.calibration is not None) + [f"{HEADS}/"] * (
-        measured and bool(plan.heads)
-    )
+    names += ["normalization/"] if measured and plan.calibration else []
+    names += [f"{HEADS}/"] if measured and plan.heads else []
     names += [CONFIG, "exports/"] if plan.architecture else []
     names += [f"{LANDSCAPE}/"] if plan.landscape else []
     names += [f"{UNCALIBRATED}/", CALIBRATION] if plan.calibrate else []

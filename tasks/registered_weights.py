@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from mergeline.checkpoints.atomic import publish
 from mergeline.errors import InputError
 from mergeline.plan import Plan
 from mergeline.redaction import redact
@@ -105,7 +106,7 @@ def _write(note: Path, addresses: list[str]) -> None:
     note.parent.mkdir(parents=True, exist_ok=True)
     draft = note.with_name(f".{note.name}.{uuid.uuid4().hex}")
     draft.write_text("".join(f"{address}\n" for address in addresses), encoding="utf-8")
-    draft.replace(note)
+    publish(draft, note)
 
 
 def _text(file: Path) -> str:

@@ -46,7 +46,7 @@ class Survey:
         and the second model as it was before alignment."""
         others = [model for model in self._plan.task_models if model not in self._ends]
         spare = [self._anchor(base) for base in self._plan.bases]
-        if self._family(self._ends[1]):
+        if self._plan.family_of(self._ends[1]):
             spare.append(self._anchor(self._ends[1], aligned=False, suffix=", not aligned"))
         first, second = (self._anchor(end) for end in self._ends)
         merged = Anchor(name=RESULT, model=self._merged)
@@ -122,7 +122,7 @@ class Survey:
         if aligned and {first.name, second.name} <= set(names):
             return found  # they are what was aligned
         before, after = self._anchor(second, aligned=False), self._anchor(second)
-        if self._family(first) == self._family(second):
+        if self._plan.family_of(first) == self._plan.family_of(second):
             states: dict[State, Anchor] = {"shared": after}
         else:
             states = {"before": before, "after": after} if aligned else {"before": before}
@@ -139,18 +139,13 @@ class Survey:
         families = list(by_family.values())
         return families[0][0], families[-1][0] if len(families) > 1 else families[0][-1]
 
-    def _family(self, model: Checkpoint) -> int:
-        """The number of the family of a task model, or of a base."""
-        name = model.name if model.name in self._plan.families else model.base or model.name
-        return self._plan.families.index(name)
-
     def _anchor(self, model: Checkpoint, *, aligned: bool = True, suffix: str = "") -> Anchor:
         """A checkpoint of the plan, in the common unit order where there is one."""
         alignment = self._aligned.alignment if self._aligned and aligned else None
         return Anchor(
             name=model.name + suffix,
             model=self._checkpoints[model.name],
-            family=self._family(model) if alignment else 0,
+            family=self._plan.family_of(model) if alignment else 0,
             alignment=alignment,
         )
 
