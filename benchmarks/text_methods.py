@@ -19,9 +19,9 @@ from torch import Tensor
 
 from mergeline.checkpoints.readers import open_checkpoint
 from mergeline.evaluation.debian_packages import TASKS
-from mergeline.evaluation.metrics import accuracy, mean_score, predict_logits
+from mergeline.evaluation.metrics import accuracy, predict_logits
 from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
-from mergeline.evaluation.score import Score
+from mergeline.evaluation.score import Score, mean_score
 from mergeline.evaluation.texts import read_texts
 from mergeline.evaluation.tokens import attention_mask
 from mergeline.evidence.gram import gram_matrices

@@ -126,4 +126,4 @@ def _by(excess: float, score: Score) -> str:
 
 
 def _p(number: float, score: Score) -> str:
-    return f"{score.scale * number:.{1 if score.measure == 'share' else 3}f}"
+    return f"{score.scale * number:.{score.digits}f}"

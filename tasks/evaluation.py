@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mergeline.errors import InputError
-from mergeline.evaluation.score import Score
+from mergeline.evaluation.score import Score, mean_score
 from mergeline.report.result import RowScores
 from tasks.architecture import ArchitectureSpec
 from tasks.checkpoints import open_artifacts
@@ -81,8 +81,6 @@ def measure(
     """The scores of modules in memory; calibration_batch: None leaves their normalisation statistics as they are."""
     for domain in domains:
         domain.prepare()
-    from mergeline.evaluation.metrics import mean_score
-
     tasks: dict[str, Score] = {}
     outside: dict[str, Score] = {}
     joint: list[Score | None] = []

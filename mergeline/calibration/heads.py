@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mergeline.errors import InputError
-
-SCALE = 100.0
-"""Of cosines as logits, as `prototype_logits` has it."""
+from mergeline.evaluation.prototypes import SCALE
 
 
 class Heads:

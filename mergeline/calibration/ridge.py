@@ -123,9 +123,8 @@ class Solver:
         if not self._centred:
             return change, torch.zeros_like(missing)
         kept = missing - torch.einsum("gmk,gk->gm", change, mean + self._shift)
-        return change, kept / (
-            1 + self.ridge * self.ridge
-        )  # as a product: a square beyond float64 is inf, its power an error
+        growth = 1 + self.ridge * self.ridge  # a product beyond float64 is inf, where a power is an error
+        return change, kept / growth
 
     def spread(self, weights: Tensor) -> Tensor:
         """The variance of the outputs of some weights [g, m, k] on the columns, float64 [g, m]."""

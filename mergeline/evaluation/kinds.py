@@ -46,6 +46,11 @@ WORDS: Mapping[Measure, str] = {
 """What the numbers of a table are, in words."""
 
 
+def words_for(metric: str, measure: Measure) -> str:
+    """What numbers are, in words. metric: which shares (see NAMES)."""
+    return f"{NAMES[metric]} in %" if measure == "share" else WORDS[measure]
+
+
 def shown(goodness: float, measure: Measure, digits: int) -> str:
     """What was ranked by (`Score.goodness`), as the number that it is; shares in percent."""
     if measure == "share":

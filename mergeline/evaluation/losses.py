@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mergeline.errors import InputError
-from mergeline.evaluation.metrics import chosen_classes
+from mergeline.evaluation.metrics import chosen_examples, places_among
 
 
 def mean_loss(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> float:
@@ -29,10 +28,6 @@ def mean_loss(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = No
 
 def example_losses(logits: Tensor, labels: Tensor, classes: Sequence[int] | None = None) -> Tensor:
     """The cross-entropy of every example of the classes, [k] float32, finite or not; arguments as of `mean_loss`."""
-    chosen = chosen_classes(classes, logits.shape[1])
-    kept = torch.isin(labels, torch.tensor(chosen))
-    if not kept.any():
-        raise InputError(f"classes {chosen}: there is no example of them.")
-    places = torch.full((logits.shape[1],), -1, dtype=torch.long)
-    places[chosen] = torch.arange(len(chosen))
+    chosen, kept = chosen_examples(labels, classes, logits.shape[1])
+    places = places_among(chosen, logits.shape[1])
     return cross_entropy(logits[kept][:, chosen].float(), places[labels[kept]], reduction="none")

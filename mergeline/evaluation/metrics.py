@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from mergeline.errors import InputError
-from mergeline.evaluation.score import MetricName, Score, mean_and_error
+from mergeline.evaluation.score import MetricName, Score
 from mergeline.evaluation.tokens import are_tokens, batches_by_length
 
 
@@ -77,8 +77,7 @@ def score_by(metric: MetricName, scores: Tensor, labels: Tensor, classes: Sequen
     if metric == "accuracy":
         return accuracy(scores, labels, classes)
     predicted, true, chosen = _answers(scores, labels, classes)
-    places = torch.full((scores.shape[1],), -1, dtype=torch.long)
-    places[chosen] = torch.arange(len(chosen))
+    places = places_among(chosen, scores.shape[1])
     counts = multiclass_confusion_matrix(places[predicted], places[true], num_classes=len(chosen))
     rule = {"balanced_accuracy": _mean_recall, "f1": _mean_f1}[metric]
     return Score(float(rule(counts.double())), _bootstrap_error(rule, counts), len(true))
@@ -109,22 +108,27 @@ def _bootstrap_error(rule: Callable[[Tensor], Tensor], counts: Tensor, draws: in
 
 def _answers(scores: Tensor, labels: Tensor, classes: Sequence[int] | None) -> tuple[Tensor, Tensor, list[int]]:
     """Predicted and true classes [n] of the examples of the chosen classes, and these."""
-    chosen = chosen_classes(classes, scores.shape[1])
-    kept = torch.isin(labels, torch.tensor(chosen))
-    if not kept.any():
-        raise InputError(f"classes {chosen}: there is no example of them.")
+    chosen, kept = chosen_examples(labels, classes, scores.shape[1])
     return torch.tensor(chosen)[scores[kept][:, chosen].argmax(dim=1)], labels[kept], chosen
 
 
-def mean_score(scores: Sequence[Score]) -> Score:
-    """Mean over independent tasks, each of the same weight; standard errors add in squares.
+def chosen_examples(labels: Tensor, classes: Sequence[int] | None, count: int) -> tuple[list[int], Tensor]:
+    """The classes to choose among (None: all `count`), and which of the labels [n] are of them, [n] bool.
 
-    Raises InputError where the scores are of several measures: a share and a perplexity have no mean.
+    Raises InputError where a class does not exist or stands twice, or no example is left.
     """
-    if len(measures := {score.measure for score in scores}) > 1:
-        raise InputError(f"tasks measured by {' and '.join(sorted(measures))} have no common mean")
-    value, error = mean_and_error([score.value for score in scores], [score.standard_error for score in scores])
-    return Score(value, error, sum(score.count for score in scores), scores[0].measure)
+    chosen = _chosen(classes, count)
+    kept = torch.isin(labels, torch.tensor(chosen))
+    if not kept.any():
+        raise InputError(f"classes {chosen}: there is no example of them.")
+    return chosen, kept
+
+
+def places_among(chosen: Sequence[int], count: int) -> Tensor:
+    """Where each of `count` classes stands among the chosen ones, [count] int64; -1 for the others."""
+    places = torch.full((count,), -1, dtype=torch.long)
+    places[list(chosen)] = torch.arange(len(chosen))
+    return places
 
 
 def ensemble_probabilities(logits: Sequence[Tensor], classes: Sequence[int] | None = None) -> Tensor:
@@ -132,13 +136,13 @@ def ensemble_probabilities(logits: Sequence[Tensor], classes: Sequence[int] | No
 
     classes: the softmax is taken among these (default: all); the others have probability 0.
     """
-    chosen = chosen_classes(classes, logits[0].shape[1])
+    chosen = _chosen(classes, logits[0].shape[1])
     probabilities = torch.zeros_like(logits[0])
     probabilities[:, chosen] = torch.stack([model[:, chosen].softmax(dim=1) for model in logits]).mean(dim=0)
     return probabilities
 
 
-def chosen_classes(classes: Sequence[int] | None, count: int) -> list[int]:
+def _chosen(classes: Sequence[int] | None, count: int) -> list[int]:
     """The classes to choose among; InputError where one of them does not exist or stands twice."""
     chosen = list(range(count)) if classes is None else list(classes)
     if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= c < count for c in chosen):

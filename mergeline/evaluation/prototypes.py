@@ -17,6 +17,9 @@ from torch.nn.functional import normalize
 
 from mergeline.errors import InputError
 
+SCALE = 100.0
+"""Of cosines as logits, as in CLIP."""
+
 TEMPLATES = ("a photo of a {}", "a black and white photo of a {}", "a {} in a catalogue of clothes")
 
 
@@ -30,7 +33,7 @@ class Prototypes:
     encoder: str
 
 
-def prototype_logits(embeddings: Tensor, prototypes: Tensor, scale: float = 100.0) -> Tensor:
+def prototype_logits(embeddings: Tensor, prototypes: Tensor, scale: float = SCALE) -> Tensor:
     """scale * cosine: embeddings [n, d] with prototypes [c, d] -> [n, c]."""
     return scale * normalize(embeddings, dim=1) @ normalize(prototypes, dim=1).T
 

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from mergeline.errors import InputError
+
 MetricName = Literal["accuracy", "balanced_accuracy", "f1", "perplexity", "exact_match", "score", "loss"]
 """What a task may be measured by; which of them fit depends on its kind (`mergeline.evaluation.kinds`)."""
 
@@ -46,9 +48,13 @@ class Score:
         """What the value is multiplied by to be shown."""
         return 100.0 if self.measure == "share" else 1.0
 
+    @property
+    def digits(self) -> int:
+        """How many decimals are shown of it, and of its differences."""
+        return 1 if self.measure == "share" else 3
+
     def __str__(self) -> str:
-        digits = 1 if self.measure == "share" else 3
-        return f"{self.scale * self.value:.{digits}f} ± {self.scale * self.standard_error:.{digits}f}"
+        return f"{self.scale * self.value:.{self.digits}f} ± {self.scale * self.standard_error:.{self.digits}f}"
 
 
 def mean_and_error(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
@@ -63,3 +69,14 @@ def over_repeats(scores: Sequence[Score]) -> Score:
     values = [score.value for score in scores]
     error = stdev(values) / sqrt(len(values))
     return Score(sum(values) / len(values), error, sum(score.count for score in scores), scores[0].measure)
+
+
+def mean_score(scores: Sequence[Score]) -> Score:
+    """Mean over independent tasks, each of the same weight; standard errors add in squares.
+
+    Raises InputError where the scores are of several measures: a share and a perplexity have no mean.
+    """
+    if len(measures := {score.measure for score in scores}) > 1:
+        raise InputError(f"tasks measured by {' and '.join(sorted(measures))} have no common mean")
+    value, error = mean_and_error([score.value for score in scores], [score.standard_error for score in scores])
+    return Score(value, error, sum(score.count for score in scores), scores[0].measure)

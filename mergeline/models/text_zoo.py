@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mergeline.evaluation.debian_packages import CLASS_NAMES, TASKS
-from mergeline.evaluation.metrics import accuracy, predict_logits
+from mergeline.evaluation.metrics import accuracy, places_among, predict_logits
 from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
 from mergeline.evaluation.texts import read_texts
 from mergeline.evaluation.tokens import without_padding
@@ -90,8 +90,7 @@ def train_text_model(
     reading: dict[str, Any] = {"where": {"task": model.task}, "tokenizer": tokenizer, "max_length": MAX_LENGTH}
     examples, measured = read_texts(train, **reading), read_texts(test, **reading)
     rows = load_prototypes(prototypes).rows
-    places = torch.full((len(rows),), -1)
-    places[classes] = torch.arange(len(classes))
+    places = places_among(classes, len(rows))
     with reproducible(model.seed):
         module = build_model(FACTORY, model.kwargs)
         module.load_state_dict(load_file(base))

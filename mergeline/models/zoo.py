@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mergeline.evaluation.datasets import LabelledExamples, load_images
-from mergeline.evaluation.metrics import Score, accuracy, mean_score, predict_logits
+from mergeline.evaluation.metrics import accuracy, predict_logits
 from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
+from mergeline.evaluation.score import Score, mean_score
 from mergeline.models.build import build_model
 from mergeline.models.training import Recipe, reproducible, train
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict
 
 from mergeline.comparison import metric_of_mean
-from mergeline.evaluation.kinds import NAMES, WORDS
+from mergeline.evaluation.kinds import words_for
 from mergeline.evaluation.score import Score, over_repeats
 from mergeline.grid import Cell
 from mergeline.plan import Plan
@@ -101,8 +101,7 @@ class Leaderboard(BaseModel):
     @property
     def words(self) -> str:
         """What the numbers of the tables are."""
-        measure = self.best.mean.measure
-        return f"{NAMES[self.measured_by]} in %" if measure == "share" else WORDS[measure]
+        return words_for(self.measured_by, self.best.mean.measure)
 
     @property
     def facts(self) -> dict[str, str | int]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mergeline.evaluation.score import Score, mean_and_error, over_repeats
+from mergeline.evaluation.score import Score, mean_score, over_repeats
 from mergeline.report.result import RowScores
 
 
@@ -49,5 +49,4 @@ def mean_outside(scores: RowScores) -> Score | None:
     found = list(scores.outside.values())
     if len({one.measure for one in found}) != 1:
         return None
-    value, error = mean_and_error([one.value for one in found], [one.standard_error for one in found])
-    return Score(value, error, sum(one.count for one in found), found[0].measure)
+    return mean_score(found)

@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from mergeline.comparison import RESULT
-from mergeline.evaluation.kinds import NAMES, WORDS
+from mergeline.evaluation.kinds import WORDS, words_for
 from mergeline.evaluation.relative import Relative
 from mergeline.evaluation.score import Score
 from mergeline.report.result import Comparison, RowScores
@@ -29,8 +29,7 @@ def cells(row: RowScores) -> list[str]:
 
 def words_of(comparison: Comparison) -> str:
     """What the numbers of the table are, in words."""
-    measure = comparison.result.mean.measure
-    return f"{NAMES[comparison.metric]} in %" if measure == "share" else WORDS[measure]
+    return words_for(comparison.metric, comparison.result.mean.measure)
 
 
 def terminal_table(comparison: Comparison) -> Table:
@@ -79,8 +78,8 @@ def own_lines(comparison: Comparison) -> list[list[str]]:
 
 def _relative(found: Relative, score: Score) -> list[str]:
     """The change (of shares in percentage points), and the share of the own model's score in percent."""
-    digits = 1 if score.measure == "share" else 3
-    change = f"{score.scale * found.change:+.{digits}f} ± {score.scale * found.change_error:.{digits}f}"
+    scale, digits = score.scale, score.digits
+    change = f"{scale * found.change:+.{digits}f} ± {scale * found.change_error:.{digits}f}"
     if found.normalised is None or found.normalised_error is None:
         return [change, "none"]
     return [change, f"{100 * found.normalised:.1f} ± {100 * found.normalised_error:.1f}"]

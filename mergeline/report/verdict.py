@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mergeline.comparison import RESULT
-from mergeline.evaluation.metrics import mean_score
-from mergeline.evaluation.score import Score
+from mergeline.evaluation.score import Score, mean_score
 from mergeline.plan import Plan
 from mergeline.report.result import Comparison, own_scores
 
@@ -35,7 +34,7 @@ class Beside:
     @property
     def shown(self) -> str:
         """The difference of the numbers themselves, shares in percentage points."""
-        scale, digits = self.score.scale, 1 if self.score.measure == "share" else 3
+        scale, digits = self.score.scale, self.score.digits
         number = -self.difference if self.score.lower_is_better else self.difference
         return f"{scale * number:+.{digits}f} ± {scale * self.standard_error:.{digits}f}"
 

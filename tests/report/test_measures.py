@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from mergeline.errors import InputError
-from mergeline.evaluation.metrics import mean_score
 from mergeline.evaluation.relative import relative
-from mergeline.evaluation.score import Score
+from mergeline.evaluation.score import Score, mean_score
 from mergeline.grid import Cell
 from mergeline.plan import Promotion
 from mergeline.plan_file import load_plan
