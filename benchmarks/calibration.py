@@ -9,13 +9,10 @@ average, and on cropped pictures alone (another domain); a ridge from raw pixels
 the mean over the tasks, in percent; the error is over pairs by draws, which are not independent.
 """
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -24,7 +21,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from benchmarks.mudsc_choices import BATCH, DATASET, NAMES, Scores, flat, load, scores, spread, test_pictures
+from benchmarks.mudsc_choices import (
+    BATCH,
+    DATASET,
+    NAMES,
+    Scores,
+    flat,
+    load,
+    on_pairs,
+    pair_parser,
+    scores,
+    spread,
+    test_pictures,
+)
 from mergeline.alignment.alignment import Alignment, identity_alignment
 from mergeline.alignment.merge import merge_aligned
 from mergeline.alignment.solve import align
@@ -171,23 +180,10 @@ def print_rows(cells: Sequence[Sequence[Mapping[str, Scores]]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("zoos", nargs="+", type=Path, help="folders, each with a pair of models")
-    parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--crossed", action="store_true", help="pair models of different folders, too")
+    parser = pair_parser(__doc__)
     parser.add_argument("--pair", nargs=2, default=NAMES, metavar="NAME", help="two models on disjoint classes")
     arguments = parser.parse_args()
-    pairs = [
-        [first / f"{arguments.pair[0]}.safetensors", second / f"{arguments.pair[1]}.safetensors"]
-        for first in arguments.zoos
-        for second in (arguments.zoos if arguments.crossed else [first])
-    ]
-    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
-        futures = [
-            [pool.submit(measure, pair, draw, arguments.draws) for draw in range(arguments.draws)] for pair in pairs
-        ]
-        print_rows([[future.result() for future in pair] for pair in futures])
+    print_rows(on_pairs(measure, arguments, arguments.pair))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ of the pairs, because draws of one pair are not independent.
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from math import sqrt
@@ -186,23 +186,37 @@ def print_differences(cells: Cells, comparisons: Sequence[tuple[str, str]]) -> N
     print()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def pair_parser(about: str | None) -> argparse.ArgumentParser:
+    """The options of a benchmark on pairs of models."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoos", nargs="+", type=Path, help="folders, each with a pair of models")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--crossed", action="store_true", help="pair models of different folders, too")
-    arguments = parser.parse_args()
+    return parser
+
+
+def on_pairs(
+    measured: Callable[[Sequence[Path], int, int], dict[str, Scores]],
+    arguments: argparse.Namespace,
+    names: Sequence[str],
+) -> list[list[dict[str, Scores]]]:
+    """What is measured of every pair on every draw of calibration pictures, each in a process of its own."""
     pairs = [
-        [first / f"{NAMES[0]}.safetensors", second / f"{NAMES[1]}.safetensors"]
+        [first / f"{names[0]}.safetensors", second / f"{names[1]}.safetensors"]
         for first in arguments.zoos
         for second in (arguments.zoos if arguments.crossed else [first])
     ]
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         futures = [
-            [pool.submit(measure, pair, draw, arguments.draws) for draw in range(arguments.draws)] for pair in pairs
+            [pool.submit(measured, pair, draw, arguments.draws) for draw in range(arguments.draws)] for pair in pairs
         ]
-        cells = [[future.result() for future in pair] for pair in futures]
+        return [[future.result() for future in pair] for pair in futures]
+
+
+def main() -> None:
+    arguments = pair_parser(__doc__).parse_args()
+    cells = on_pairs(measure, arguments, NAMES)
     alone = [f"model {name[-5:]}" for name in NAMES]
     modes = [f"{space} {method}" for method in METHODS for space in ("weight", "activation", "dual")]
     print_rows(cells, [*alone, "ensemble", "average", *modes])

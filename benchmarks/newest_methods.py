@@ -9,21 +9,18 @@ test pictures. Normalisation is reset on the calibration pictures of the team's 
 of them for both models, as unlabelled data are, or for each model those of its own classes.
 """
 
-import argparse
 import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.pcb_choices import SMALL, TEAMS, Team, pictures, spread
+from benchmarks.pcb_choices import SMALL, Team, on_teams, pictures, spread
 from mergeline.checkpoints.readers import open_checkpoint
 from mergeline.evidence.batches import labelled_batches
 from mergeline.evidence.gram import gram_matrices
@@ -113,13 +110,7 @@ def rows(zoo: Path, base: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("zoos", nargs="+", type=Path, help="folders, each with two bases and four specialists")
-    parser.add_argument("--processes", type=int, default=2)
-    arguments = parser.parse_args()
-    teams = list(product(arguments.zoos, TEAMS))
-    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
-        cells = list(pool.map(rows, *zip(*teams, strict=True)))
+    cells = on_teams(rows, __doc__)
     print(f"| method | tasks | joint | tasks − {REFERENCE} | joint − {REFERENCE} | better in | seconds | chosen |")
     print("| --- | --: | --: | --: | --: | --: | --: | --- |")
     for method in SETTINGS:

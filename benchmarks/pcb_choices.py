@@ -11,7 +11,7 @@ classes, in percent, in the domain of the team. Normalisation is reset on the ca
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from itertools import product
@@ -109,14 +109,19 @@ def rows(zoo: Path, base: str) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def on_teams(measured: Callable[[Path, str], dict[str, Any]], about: str | None) -> list[dict[str, Any]]:
+    """What is measured of every team of the zoos that the command line names, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoos", nargs="+", type=Path, help="folders, each with two bases and four specialists")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     teams = list(product(arguments.zoos, TEAMS))
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
-        cells = list(pool.map(rows, *zip(*teams, strict=True)))
+        return list(pool.map(measured, *zip(*teams, strict=True)))
+
+
+def main() -> None:
+    cells = on_teams(rows, __doc__)
     reference = [cell["pcb, reference"]["scores"] for cell in cells]
     print("| method | tasks | joint | joint − reference, per team | joint − reference | chosen keep ratios |")
     print("| --- | --: | --: | --- | --: | --- |")

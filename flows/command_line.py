@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.show_result import save_links, show
@@ -59,6 +60,19 @@ def run(flow: Callable[[Plan], Outcome]) -> int:
     save_links(plan.output, outcome.recorded)
     print(outcome.stages)
     return _show_result(plan, options)
+
+
+def write_data(write: Callable[..., Sequence[Path]], options: argparse.Namespace) -> int:
+    """Call a flow that writes a data set with these options, and show its files. Exit status 0, or 2 for bad input."""
+    quiet_prefect()
+    try:
+        files = write(**vars(options))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for file in files:
+        print(f"{file.stat().st_size:>10,} bytes  {file}")
+    return 0
 
 
 def _show_result(plan: Plan, options: argparse.Namespace) -> int:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from prefect import flow
 
-from flows.command_line import quiet_prefect
-from mergeline.errors import InputError
+from flows.command_line import write_data
 from tasks.datasets import write_prototypes, write_splits
 
 if TYPE_CHECKING:
@@ -48,15 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--revision", default=REVISION, help="commit of the data set on the hub")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where the data set goes")
     parser.add_argument("--raw", type=Path, default=RAW, help="where the training pictures go")
-    quiet_prefect()
-    try:
-        files = prepare_data(**vars(parser.parse_args(arguments)))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for file in files:
-        print(f"{file.stat().st_size:>10,} bytes  {file}")
-    return 0
+    return write_data(prepare_data, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.command_line import quiet_prefect
-from mergeline.errors import InputError
+from flows.command_line import write_data
 from tasks.datasets import write_package_prototypes, write_package_splits
 
 OUTPUT = Path("data/datasets/debian_packages")
@@ -26,15 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.prepare_text", description=__doc__)
     parser.add_argument("--index", type=Path, help="what `apt-cache dumpavail` printed; default: ask it")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where the data set goes")
-    quiet_prefect()
-    try:
-        files = prepare_text(**vars(parser.parse_args(arguments)))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for file in files:
-        print(f"{file.stat().st_size:>10,} bytes  {file}")
-    return 0
+    return write_data(prepare_text, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

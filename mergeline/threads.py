@@ -17,6 +17,10 @@ Item = TypeVar("Item")
 one_export = RLock()
 """Held while torch.export traces a module: two traces at once, in threads of one process, find each other's state."""
 
+one_import = RLock()
+"""Held while parts of transformers are imported: it loads them when asked, and of two threads that ask at once one
+finds them half loaded."""
+
 
 @contextmanager
 def one_thread() -> Iterator[None]:

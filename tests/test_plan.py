@@ -12,19 +12,7 @@ import yaml
 from mergeline.comparison import RESULT, aligns, comparison_rows
 from mergeline.plan import BESIDE, WITHOUT_EFFECT, Plan
 from mergeline.plan_file import PlanError, load_plan
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(autouse=True)
-def in_the_project(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-def faults_of(*overrides, path="params.yaml"):
-    with pytest.raises(PlanError) as error:
-        load_plan(path, overrides)
-    return error.value.faults
+from tests.plans import ROOT, faults_of, in_the_project  # noqa: F401
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,12 @@
 """Plans with a calibration of the merged model: what it needs, its rows of the table, and its controls."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from mergeline.comparison import RESULT, comparison_rows, is_merged
-from mergeline.plan_file import PlanError, load_plan
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(autouse=True)
-def in_the_project(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-def faults_of(*overrides):
-    with pytest.raises(PlanError) as error:
-        load_plan("params.yaml", overrides)
-    return error.value.faults
+from mergeline.plan_file import load_plan
+from tests.plans import faults_of, in_the_project  # noqa: F401
 
 
 @pytest.mark.parametrize(

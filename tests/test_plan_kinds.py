@@ -2,26 +2,12 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from mergeline.comparison import comparison_rows
-from mergeline.plan_file import PlanError, load_plan
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(autouse=True)
-def in_the_project(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-def faults_of(*overrides):
-    with pytest.raises(PlanError) as error:
-        load_plan("params.yaml", overrides)
-    return error.value.faults
-
+from mergeline.plan_file import load_plan
+from tests.plans import faults_of, in_the_project  # noqa: F401
 
 HEAD = ["tasks[0].kind=head", "tasks[0].head=fc"]
 TEXTS = ["datasets.fashion.text_column=domain", "datasets.fashion.tokenizer=tests"]

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from mergeline.errors import InputError
+from mergeline.threads import one_import
 
 
 def causal_lm(folder: str, **changes: Any) -> nn.Module:
@@ -25,14 +26,16 @@ def seq2seq(folder: str, **changes: Any) -> nn.Module:
 
 def _build(kind: str, folder: str, changes: dict[str, Any]) -> nn.Module:
     try:
-        import transformers
+        with one_import:
+            import transformers
     except ImportError as error:
         raise InputError("language models need the package transformers: pip install 'mergeline[text]'") from error
     if not (Path(folder) / "config.json").is_file():
         raise InputError(f"{folder}: there is no config.json of transformers in this folder")
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **changes)
-        module: nn.Module = getattr(transformers, kind).from_config(config)
+        with one_import:
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **changes)
+            module: nn.Module = getattr(transformers, kind).from_config(config)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: no configuration for {kind}: {' '.join(str(error).split())[:300]}") from error
     return module.float()

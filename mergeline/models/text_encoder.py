@@ -6,14 +6,11 @@ a pooler, which the sentence embedding does not use, and the list of positions; 
 
 from __future__ import annotations
 
-from threading import Lock
-
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mergeline.errors import InputError
-
-_importing = Lock()  # transformers loads its parts when asked, and two threads that ask at once find them half loaded
+from mergeline.threads import one_import
 
 
 def sentence_bert(
@@ -31,7 +28,7 @@ def sentence_bert(
     [n, hidden_size] of unit length. There is no dropout. Raises InputError where transformers is not installed.
     """
     try:
-        with _importing:
+        with one_import:
             from transformers import BertConfig, BertModel
     except ImportError as error:
         raise InputError(f"sentence encoders need transformers ({error}); pip install 'mergeline[text]'") from error
