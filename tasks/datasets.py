@@ -47,7 +47,7 @@ def write_package_splits(index: Path | None, output: Path) -> list[Path]:
     """One Parquet file per split of the packages in a saved index, or in that of this machine."""
     from mergeline.evaluation import debian_packages
 
-    packages = debian_packages.read_index(index.read_text() if index else debian_packages.dump_index())
+    packages = debian_packages.read_index(debian_packages.saved_index(index) if index else debian_packages.dump_index())
     files = []
     output.mkdir(parents=True, exist_ok=True)
     for name, examples in debian_packages.choose_examples(packages).items():

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergeline.errors import InputError
@@ -126,6 +127,14 @@ def dump_index() -> str:
     if "\nTag: " not in text:
         raise InputError("`apt-cache dumpavail` lists no packages with tags; run apt-get update first")
     return text
+
+
+def saved_index(file: Path) -> str:
+    """An index that `apt-cache dumpavail` has written into a file. InputError where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read ({error}); name what `apt-cache dumpavail` printed") from error
 
 
 def read_index(text: str) -> list[Package]:
