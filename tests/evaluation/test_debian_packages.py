@@ -121,7 +121,7 @@ def test_an_index_without_tags_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_saved_index_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nowhere: cannot be read .*No such file.*apt-cache dumpavail"):
+    with pytest.raises(InputError, match=r"nowhere: cannot be read .*No such file.*apt-cache dumpavail"):
         debian_packages.saved_index(tmp_path / "nowhere")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="binary: cannot be read"):

@@ -13,14 +13,13 @@ from torch import nn
 
 from mergeline.errors import InputError
 from mergeline.evaluation.metrics import (
-    Score,
     accuracy,
     check_labels,
     ensemble_probabilities,
-    mean_score,
     predict_logits,
     score_by,
 )
+from mergeline.evaluation.score import Score, mean_score
 
 SCORES = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
 LABELS = torch.tensor([0, 1, 2, 1])
