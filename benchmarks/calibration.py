@@ -26,6 +26,7 @@ from benchmarks.mudsc_choices import (
     DATASET,
     NAMES,
     Scores,
+    draws,
     flat,
     load,
     on_pairs,
@@ -107,6 +108,7 @@ class Cell:
         both = torch.stack(models).mean(dim=0)
         found = {f"model {name[-5:]}": self.embedded(own) for name, own in zip(self.names, models, strict=True)}
         found["ensemble of probabilities"] = self.scored(self.modules)
+        found["ensemble of embeddings"] = self.embedded(both)
         found["ensemble of embeddings, centred"] = self.embedded(both - both.mean(dim=0))
         found["ensemble read by heads"] = self.embedded(Heads(self.heads)(models, -1))
         zipped = align(self.modules, self.symmetry, method="zip", batches=self.batches)
@@ -147,13 +149,6 @@ class Cell:
         damped = gram + FULL["ridge"] * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
         weights = torch.linalg.solve(damped, (x - shift).T @ (target - middle) / len(x))
         return ((test_pictures()[0].inputs.flatten(1).double() - shift) @ weights).float()
-
-
-def draws(count: int) -> list[Tensor]:
-    """Disjoint random parts of the calibration pictures."""
-    images = load_images(DATASET, "calibration", where={"domain": "clean"}).inputs
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    return [images[part] for part in order.chunk(count)]
 
 
 def measure(files: Sequence[Path], draw: int, count: int) -> dict[str, Scores]:

@@ -40,7 +40,8 @@ def compare_methods(plan: Plan, cells: Sequence[Cell]) -> Leaderboard:
         made = searched(cell.plan) if cell.plan.search else cell.plan
         tried = scores_on(made, choose.split) if choose else None
         part = Part(whole=identity, name=cell.name, repeat=cell.repeat)
-        measured.append(Measured(cell=cell, scores=merge_and_evaluate(made, part).comparison.result, tried=tried))
+        found = merge_and_evaluate(made, part).comparison
+        measured.append(Measured(cell=cell, scores=found.result, tried=tried, beside=found.beside_calibrated))
     leaderboard = Leaderboard.of(plan, measured)
     files = publish_leaderboard(plan, leaderboard)
     record_comparison(plan, leaderboard, files, identity)

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from mergeline.errors import InputError
-from mergeline.plan import Compare, Merge, Plan
+from mergeline.plan import CALIBRATION_CONTROLS, Compare, Merge, Plan
 from mergeline.plan_file import PlanError, load_plan, override_field, plan_of, read_sections
 
 OF_ALL = ("name", "output", "tracking", "compare")
@@ -63,7 +63,8 @@ def load_cells(
 ) -> list[Cell]:
     """The plan of every cell in every repeat, cell by cell. grid: in place of that of the plan.
 
-    A cell publishes into a folder of its own, compares nothing beside its result, registers nothing and tells nobody.
+    A cell publishes into a folder of its own, compares nothing beside its result but what tells how much a calibration
+    did for it, registers nothing and tells nobody.
     Its coefficients are searched where it changes `search`. Raises PlanError with the faults of all at once, each with
     the place of its cell; those of a repeat by itself come first, and alone.
     """
@@ -182,5 +183,9 @@ def _set_apart(raw: dict[str, Any], output: Path, searched: bool) -> None:
     raw |= _QUIET | {"output": str(output), "compare": None}
     if not searched:  # that of the plan is for a search of its own
         raw["search"] = None
-    raw["evaluation"] = (raw.get("evaluation") or {}) | {"compare": []}
+    evaluation = raw.get("evaluation") or {}
+    if isinstance(evaluation, dict):  # anything else is a fault
+        wanted = evaluation.get("compare", [CALIBRATION_CONTROLS])
+        controlled = raw.get("calibrate") is not None and isinstance(wanted, list) and CALIBRATION_CONTROLS in wanted
+        raw["evaluation"] = evaluation | {"compare": [CALIBRATION_CONTROLS] if controlled else []}
     raw["notify"] = (raw.get("notify") or {}) | {"on": []}

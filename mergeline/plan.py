@@ -157,6 +157,7 @@ ComparisonKind = Literal[
     "teams",
     "calibration_controls",
 ]
+CALIBRATION_CONTROLS: ComparisonKind = "calibration_controls"
 
 
 class Evaluation(Section):

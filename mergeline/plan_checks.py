@@ -12,7 +12,7 @@ from mergeline.evaluation.kinds import PROTOTYPES, has_loss, is_classification
 from mergeline.evaluation.sources import splits_of, tokenizer_file
 from mergeline.merging import registry
 from mergeline.merging.patterns import pattern_faults
-from mergeline.plan import INITIAL, Merge
+from mergeline.plan import CALIBRATION_CONTROLS, INITIAL, Merge
 from mergeline.plan_kinds import kind_faults, kind_of
 from mergeline.plan_surroundings import (
     address_faults,
@@ -345,6 +345,13 @@ def _calibrate_faults(raw: dict[str, Any], checkpoints: list[dict[str, Any]]) ->
     if isinstance(control := calibrate.get("control_data"), dict) and isinstance(datasets := raw.get("datasets"), dict):
         yield from _split_faults("calibrate.control_data", control, datasets, "calibration")
         yield from control_faults(control, raw.get("calibration"), datasets)
+        if isinstance(compared := _compared(raw), list) and CALIBRATION_CONTROLS not in compared:
+            yield f"calibrate.control_data: needs {CALIBRATION_CONTROLS} in evaluation.compare; add it, or leave it out"
+
+
+def _compared(raw: dict[str, Any]) -> Any:
+    """`evaluation.compare` as it was written; None where it was not."""
+    return evaluation.get("compare") if isinstance(evaluation := raw.get("evaluation"), dict) else None
 
 
 def _export_faults(raw: dict[str, Any]) -> Iterator[str]:
@@ -384,7 +391,7 @@ def _registry_faults(raw: dict[str, Any]) -> Iterator[str]:
         for gate, value in (gates | {"floor": None if isinstance(floor, dict) else floor}).items():
             if value is not None:
                 yield f"promotion.{gate}: there are no tasks, so nothing measures it; write {gate}: null"
-    compared = (raw.get("evaluation") or {}).get("compare") if isinstance(raw.get("evaluation"), dict) else None
+    compared = _compared(raw)
     unmeasured = isinstance(compared, list) and not {"task_models", "task_models_reset"} & set(map(str, compared))
     if promotion.get("max_drop") is not None and unmeasured:
         yield "promotion.max_drop: needs the tasks' own models measured; add task_models to evaluation.compare"

@@ -41,7 +41,7 @@ def publish_leaderboard(plan: Plan, leaderboard: Leaderboard) -> list[Path]:
     for name, ref in files.items():
         publish(ref, folder / name)
     over = f", means over {len(leaderboard.repeats)} repeats" if repeats else ""
-    about = f"{plan.name}: {len(rows)} rows by {leaderboard.metric}, {leaderboard.words}{over}"
+    about = f"{plan.name}: {len(leaderboard.ranks)} cells by {leaderboard.metric}, {leaderboard.words}{over}"
     show_table(plan.name, "leaderboard", rows, about)
     if repeats:
         show_table(plan.name, "repeats", repeats, f"{plan.name}: every cell in every repeat, {leaderboard.words}")
@@ -92,7 +92,7 @@ def record_comparison(plan: Plan, leaderboard: Leaderboard, files: list[Path], i
         f"{plan.name} comparison",
         identity=identity,
         phase="ended",
-        metrics={"cells": len(leaderboard.rows), "repeats": len(leaderboard.repeats)}
+        metrics={"cells": len(leaderboard.ranks), "repeats": len(leaderboard.repeats)}
         | {f"best/{name}": score.value for name, score in best.summary.items()}
         | {f"best/{name}_standard_error": score.standard_error for name, score in best.summary.items()}
         | {f"best/task/{task}": score.value for task, score in best.tasks.items()},

@@ -171,6 +171,18 @@ def test_faults_of_repeats_have_their_places() -> None:
     )
 
 
+def test_a_cell_compares_nothing_but_the_controls_of_its_calibration(tmp_path: Path) -> None:
+    def compared(evaluation: str) -> list[list[str]]:
+        file = tmp_path / "plan.yaml"
+        cells = "compare: {cells: {bare: {calibrate: null}, calibrated: {}}}"
+        file.write_text(f"{ROOT.joinpath('params/mudsc.yaml').read_text()}\n{cells}\ncalibrate: {{}}\n{evaluation}\n")
+        return [list(cell.plan.evaluation.compare) for cell in load_cells(file)]
+
+    assert compared("") == [[], ["calibration_controls"]]
+    assert compared("evaluation: {compare: [ensemble, calibration_controls]}") == [[], ["calibration_controls"]]
+    assert compared("evaluation: {compare: [ensemble]}") == [[], []]
+
+
 def test_a_cell_is_written_down_without_its_plan() -> None:
     """Hundreds of plans are more than Prefect keeps of the parameters of a flow."""
     cells = load_cells("params/pcb_table.yaml")
@@ -183,6 +195,7 @@ def test_a_cell_is_written_down_without_its_plan() -> None:
         ("params/mudsc_table.yaml", 8, 4, {2}),
         ("params/pcb_table.yaml", 26, 7, {2, 3, 4}),
         ("params/newest_table.yaml", 37, 1, {4}),
+        ("params/calibration_table.yaml", 5, 6, {2}),
     ],
 )
 def test_the_shipped_comparisons_are_valid(path: str, cells: int, repeats: int, members: set[int]) -> None:

@@ -23,6 +23,7 @@ from tests.plans import ROOT, faults_of, in_the_project  # noqa: F401
         "params/mudsc_table.yaml",
         "params/pcb_table.yaml",
         "params/newest_table.yaml",
+        "params/calibration_table.yaml",
     ],
 )
 def test_the_shipped_plans_are_valid(path):

@@ -51,6 +51,14 @@ def test_control_data_is_what_the_models_can_read():
     assert any("one of 'texts' and 'fashion', which calibrates, has texts and the other pictures" in f for f in faults)
 
 
+def test_control_data_without_its_row_is_a_fault():
+    other = "calibrate={control_data: {dataset: fashion, where: {domain: half}}}"
+    (fault,) = faults_of(other, "evaluation.compare=[ensemble]")
+    assert fault.endswith(
+        "calibrate.control_data: needs calibration_controls in evaluation.compare; add it, or leave it out"
+    )
+
+
 def test_what_a_calibration_lacks_is_named():
     faults = faults_of("calibrate={last_layer: heads}", "tasks[0].checkpoint=a-clean-13569", "architecture=null")
     assert any("calibrate.last_layer: 'heads' needs the classes of every task model" in fault for fault in faults)
@@ -76,7 +84,7 @@ def test_controls_that_a_plan_cannot_have_are_left_out():
     assert controls("align=null") == ["average", "first", "ridge"]
     other = "calibrate.control_data={dataset: fashion, where: {domain: half}}"
     assert controls(other) == ["average", "first", "random", "ridge", "data"]
-    assert controls(other, "evaluation.compare=[]") == []
+    assert controls("evaluation.compare=[]") == []
     heads = [f"tasks[{place}].kind=head" for place in range(4)]
     assert "ridge" in controls(*heads)
     assert "ridge" not in controls(*heads, "tasks[0].head=fc")

@@ -174,14 +174,11 @@ def _final_layer(found: Found, *, needed: bool) -> Layer | None:
     """The layer whose output is the model's. Raises InputError where it is needed and there is none."""
     final = next((layer for layer in found.layers if layer.final), None)
     if needed and final is None:
-        why = (
-            f" ({'; '.join(f'{name} {reason}' for name, reason in list(found.kept.items())[-1:])})"
-            if found.kept
-            else ""
-        )
+        named = "; ".join(f"{name} {reason}" for name, reason in list(found.kept.items())[-1:])
+        kept = f" (the last of the layers that cannot be refit: {named})" if named else ""
         raise InputError(
-            f"calibration: no linear layer or convolution gives the model's output{why}, so there is nothing to centre "
-            "or to refit last; use centre: false and last_layer: none"
+            "calibration: no linear layer or convolution that can be refit gives the model's output, so there is "
+            f"nothing to centre or to refit last; use centre: false and last_layer: none{kept}"
         )
     return final
 

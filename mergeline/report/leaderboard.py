@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from mergeline.comparison import metric_of_mean
+from mergeline.comparison import UNCALIBRATED, metric_of_mean
 from mergeline.evaluation.kinds import words_for
 from mergeline.evaluation.score import Score, over_repeats
 from mergeline.grid import Cell
@@ -20,19 +20,24 @@ Value = str | int | float
 
 
 class Measured(BaseModel):
-    """A cell in one repeat, what its merged model scored, and what it scored on the data that chooses, if any."""
+    """A cell in one repeat, what its merged model scored, and what it scored on the data that chooses, if any.
+
+    beside: what the merge scored without its calibration, and what the controls of that did.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     cell: Cell
     scores: RowScores
     tried: RowScores | None = None
+    beside: list[RowScores] = []
 
 
 class LeaderboardRow(BaseModel):
     """A cell by its name, its settings of `align`, `merge` and `calibrate`, and what its model scored in every repeat.
 
     method: what data of its own chooses among. cell: also the choice itself, where every repeat may choose another one.
+    beside: the calibrated cell that this row tells something about; it has no rank, and is never chosen.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,6 +46,7 @@ class LeaderboardRow(BaseModel):
     method: str
     settings: dict[str, Value]
     repeats: list[RepeatScores]
+    beside: str = ""
 
     @property
     def scores(self) -> RowScores:
@@ -66,8 +72,10 @@ class LeaderboardRow(BaseModel):
 
 
 class Leaderboard(BaseModel):
-    """All cells of a comparison, the best first. split: of the data that chose, if any; measured_by: the metric of the
-    tasks, "mean" where they have several."""
+    """All cells of a comparison, the best first, each calibrated one with its controls behind it.
+
+    split: of the data that chose, if any; measured_by: the metric of the tasks, "mean" where they have several.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -95,6 +103,7 @@ class Leaderboard(BaseModel):
         ]
         rows = _chosen(rows) if choose else rows
         rows.sort(key=lambda row: -row.scores.by(metric).goodness)
+        rows = [one for row in rows for one in (row, *_beside(row, measured))]
         split, measured_by = choose.split if choose else None, metric_of_mean(plan)
         return cls(plan=plan.name, metric=metric, measured_by=measured_by, split=split, rows=rows)
 
@@ -106,7 +115,12 @@ class Leaderboard(BaseModel):
     @property
     def facts(self) -> dict[str, str | int]:
         """In a few words, for logs and messages."""
-        return {"cells": len(self.rows), "best": self.rows[0].cell}
+        return {"cells": len(self.ranks), "best": self.rows[0].cell}
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """The places of the cells, from 1; what only stands beside one has none."""
+        return {row.cell: rank for rank, row in enumerate((row for row in self.rows if not row.beside), start=1)}
 
     @property
     def best(self) -> RowScores:
@@ -139,7 +153,7 @@ class Leaderboard(BaseModel):
         With repeats, all of that is the mean over them, and every group of them has columns of its own.
         """
         rows: list[dict[str, Value]] = []
-        for rank, row in enumerate(self.rows, start=1):
+        for row in self.rows:
             more = _with_error("outside", row.outside) if row.outside else {}
             if row.choice is not None:
                 more |= _with_error(f"{self.metric} on {self.split}", row.choice)
@@ -148,8 +162,9 @@ class Leaderboard(BaseModel):
                 more |= _with_error("behind the first", self.behind(row))
                 for group, scores in _groups(row, self.metric).items():
                     more |= _with_error(group, over_repeats(scores))
+            rank = self.ranks.get(row.cell, "")
             rows.append({"rank": rank, "cell": row.cell, **_columns(row.scores), **more, **row.settings})
-        return rows
+        return _even(rows)
 
     def _chosen(self, row: LeaderboardRow) -> str:
         times = sum(one.chosen for one in row.repeats)
@@ -168,17 +183,16 @@ class Leaderboard(BaseModel):
             for row in self.rows
             for one in [row.repeats[place]]
         ]
-        names = dict.fromkeys(name for row in found for name in row)
-        return [{name: row.get(name, "") for name in names} for row in found]
+        return _even(found)
 
     def lines(self) -> list[str]:
         """The ranking for a terminal."""
         wide = max(len(row.cell) for row in self.rows)
         lines = [
-            f"{rank:>3}  {row.cell:<{wide}}  {row.scores.mean}{_joint(row.scores)}"
+            f"{self.ranks.get(row.cell, ''):>3}  {row.cell:<{wide}}  {row.scores.mean}{_joint(row.scores)}"
             + (f"  on {self.split} {row.choice}" if row.choice else "")
             + (f"  chosen {self._chosen(row)}".removesuffix(" yes") if self._chosen(row) else "")
-            for rank, row in enumerate(self.rows, start=1)
+            for row in self.rows
         ]
         if len(self.repeats) > 1:
             lines.append(f"  means over {len(self.repeats)} repeats ± standard error over these")
@@ -198,8 +212,35 @@ def _repeat(one: Measured, metric: Literal["mean", "joint"]) -> RepeatScores:
 
 
 def _method(plan: Plan) -> str:
-    """What a cell is a setting of: a search is a method of its own."""
-    return f"{plan.merge.method}, {plan.search.trials} trials" if plan.search else plan.merge.method
+    """What a cell is a setting of: with a search, or a calibration, a merging method is another one."""
+    searched = f", {plan.search.trials} trials" if plan.search else ""
+    return f"{plan.merge.method}{searched}{', calibrated' if plan.calibrate else ''}"
+
+
+def _beside(row: LeaderboardRow, measured: Sequence[Measured]) -> Iterator[LeaderboardRow]:
+    """What stands beside a calibrated cell, as far as it does in every repeat."""
+    repeats = [one for one in measured if one.cell.name == row.cell]
+    for beside in repeats[0].beside if repeats else ():
+        found = [other for one in repeats for other in one.beside if other.name == beside.name]
+        if len(found) < len(repeats):
+            continue
+        bare = beside.name == UNCALIBRATED
+        yield LeaderboardRow(
+            cell=f"{row.cell}, {'not calibrated' if bare else beside.label}",
+            method=row.method,
+            settings={name: "" if bare and name.startswith("calibrate.") else x for name, x in row.settings.items()},
+            repeats=[
+                RepeatScores(repeat=one.cell.repeat, group=one.cell.group, scores=scores)
+                for one, scores in zip(repeats, found, strict=True)
+            ],
+            beside=row.cell,
+        )
+
+
+def _even(rows: Sequence[Mapping[str, Value]]) -> list[dict[str, Value]]:
+    """Every row with every column."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name, "") for name in names} for row in rows]
 
 
 def _chosen(rows: list[LeaderboardRow]) -> list[LeaderboardRow]:
@@ -253,12 +294,13 @@ def _numbers(scores: RowScores) -> dict[str, Any]:
 def _settings(cells: Mapping[str, Plan]) -> dict[str, dict[str, Value]]:
     """Of every cell, the fields of `align`, `merge` and `calibrate` that any sets; empty where it has no such field.
 
-    A search shows as the value of what is searched.
+    A search shows as the value of what is searched, and of a calibration what it does, written down or not.
     """
     written = [dict(_fields(cell, exclude_unset=True)) for cell in cells.values()]
-    names = list(
-        dict.fromkeys(["align.space", "align.method", "merge.method", *(key for row in written for key in row)])
-    )
+    always = ["align.space", "align.method", "merge.method"]
+    if any(plan.calibrate for plan in cells.values()):
+        always += ["calibrate.centre", "calibrate.last_layer", "calibrate.layers"]
+    names = list(dict.fromkeys([*always, *(key for row in written for key in row)]))
     names = [name for name in names if name != "align.balance_search"]
     found = {}
     for cell, plan in cells.items():

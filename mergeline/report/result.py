@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
 
-from mergeline.comparison import RESULT, metric_of_mean
+from mergeline.comparison import CONTROLS, RESULT, UNCALIBRATED, metric_of_mean
 from mergeline.errors import InputError
 from mergeline.evaluation.relative import Relative, mean_relative, relative
 from mergeline.evaluation.score import Score
@@ -77,6 +77,12 @@ class Comparison(BaseModel):
     def result(self) -> RowScores:
         """The row of the plan's own merge."""
         return next(row for row in self.rows if row.name == RESULT)
+
+    @property
+    def beside_calibrated(self) -> list[RowScores]:
+        """What tells how much a calibration did for the result: the merge without it, and its controls."""
+        named = {row.name: row for row in self.rows}
+        return [named[name] for name in (UNCALIBRATED, *CONTROLS) if name in named]
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -71,6 +71,20 @@ def test_it_comes_from_the_cache_and_without_it_the_merge_alone_is_the_result(ca
     assert (result.tasks, result.joint) == (uncalibrated.tasks, uncalibrated.joint)
 
 
+def test_a_comparison_shows_the_controls_of_a_calibrated_cell(calibrated, project):
+    from flows.compare_methods import compare_methods
+    from mergeline.grid import load_cells
+
+    outcome, output = calibrated
+    section = f"calibrate={{last_layer: heads, columns: 4000, {OTHER}}}"
+    wanted = [f"output={output}", "compare={grid: {merge.scale: [1.0]}}", section]
+    plan, cells = plan_for(output, *wanted[1:]), load_cells("params.yaml", wanted)
+    rows = compare_methods(plan, cells).rows
+    assert [row.repeats[0].scores.name for row in rows] == ["merged", "uncalibrated", *CONTROLS]
+    known = {row.name: row.joint for row in outcome.comparison.rows}
+    assert [row.scores.joint for row in rows] == [known[row.repeats[0].scores.name] for row in rows]
+
+
 def test_data_that_chooses_measures_the_calibrated_model(calibrated):
     from flows.compare_methods import scores_on
     from tasks.runners import plan_flow

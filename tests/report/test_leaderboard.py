@@ -184,6 +184,60 @@ def test_a_search_is_a_method_of_its_own():
     }
 
 
+def calibrated_board(**of_second):
+    """A plain cell, and one of two repeats with a calibration that leaves nothing to the merge."""
+    plan = BASE.model_copy(update={"compare": BASE.compare.model_copy(update={"choose": None})})
+    plain, calibrated = cell({"method": "average"}), cell({"method": "average"}, calibrate={})
+
+    def beside(joint, **more):
+        found = {"uncalibrated": joint - 0.2, "control-first": joint + 0.1} | more
+        return [scores(0.1, at).model_copy(update={"name": name, "label": name}) for name, at in found.items()]
+
+    return Leaderboard.of(
+        plan,
+        [
+            *(Measured(cell=Cell(name="plain", plan=plain, repeat=of), scores=scores(0.1, 0.9)) for of in "12"),
+            *(
+                Measured(cell=Cell(name="near", plan=calibrated, repeat=of), scores=scores(0.1, at), beside=more)
+                for of, at, more in (("1", 0.4, beside(0.4)), ("2", 0.6, beside(0.6, **of_second)))
+            ),
+        ],
+    )
+
+
+def test_a_calibrated_cell_has_what_it_was_before_and_its_controls_behind_it():
+    ranked = calibrated_board(control_random=0.3)
+    assert [(row.cell, row.scores.joint.value) for row in ranked.rows] == [
+        ("plain", 0.9),
+        ("near", 0.5),
+        ("near, not calibrated", pytest.approx(0.3)),
+        ("near, control-first", pytest.approx(0.6)),  # what is not in every repeat has no mean
+    ]
+    assert [row["rank"] for row in ranked.table()] == [1, 2, "", ""]
+    assert [line[:10] for line in ranked.lines()[:4]] == ["  1  plain", "  2  near ", "     near,", "     near,"]
+    assert ranked.facts == {"cells": 2, "best": "plain"}
+    assert ranked.metrics()["cells"]["near, control-first"]["joint"] == pytest.approx(0.6)
+
+
+def test_a_calibration_is_a_setting_and_a_method_of_its_own():
+    plain, near, before, control = calibrated_board().rows
+    assert {row.method for row in (plain, near)} == {"average", "average, calibrated"}
+    settings = [[row.settings[f"calibrate.{field}"] for field in ("centre", "last_layer", "layers")]
+                for row in (plain, near, before, control)]  # fmt: skip
+    assert settings == [["", "", ""], ["True", "mean", "True"], ["", "", ""], ["True", "mean", "True"]]
+
+
+def test_only_cells_are_chosen():
+    plan = cell({"method": "average"}, calibrate={})
+    beside = [scores(0.1, 0.9).model_copy(update={"name": "control-first", "label": "control"})]
+    measured = [
+        Measured(cell=Cell(name="c", plan=plan), scores=scores(0.1, 0.1), tried=scores(0.1, 0.1), beside=beside)
+    ]
+    table = Leaderboard.of(BASE, measured).table()
+    assert [row["chosen"] for row in table] == ["yes", ""]
+    assert len({tuple(row) for row in table}) == 1, "every row has every column"
+
+
 def test_the_picture_is_the_same_for_the_same_numbers(tmp_path):
     for name in ("first.png", "second.png"):
         draw_leaderboard(board(), tmp_path / name)
