@@ -53,6 +53,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "centring": {"layers": False, "last_layer": None},
     "centring, last layer": {"layers": False},
     "full refit": {},
+    "full refit, not centred": {"centre": False},
     "full refit, 4000 columns": {"columns": 4000},
     "full refit, heads": {"last_layer": "heads"},
 }
@@ -99,6 +100,11 @@ class Cell:
     def scored(self, modules: Sequence[nn.Module]) -> Scores:
         return scores(modules, tasks=self.tasks)
 
+    def ensemble(self) -> Tensor:
+        """The mean of the models' outputs on the calibration pictures."""
+        with torch.no_grad():
+            return torch.stack([module(self.images) for module in self.modules]).mean(dim=0)
+
     def embedded(self, outputs: Tensor) -> Scores:
         return score_outputs(outputs, self.tasks)
 
@@ -109,7 +115,7 @@ class Cell:
         found = {f"model {name[-5:]}": self.embedded(own) for name, own in zip(self.names, models, strict=True)}
         found["ensemble of probabilities"] = self.scored(self.modules)
         found["ensemble of embeddings"] = self.embedded(both)
-        found["ensemble of embeddings, centred"] = self.embedded(both - both.mean(dim=0))
+        found["ensemble of embeddings, centred"] = self.embedded(both - self.ensemble().mean(dim=0))
         found["ensemble read by heads"] = self.embedded(Heads(self.heads)(models, -1))
         zipped = align(self.modules, self.symmetry, method="zip", batches=self.batches)
         merged = self.merged(zipped)
@@ -141,9 +147,7 @@ class Cell:
 
     def from_pixels(self) -> Tensor:
         """Embeddings of the test pictures by a ridge from pixels to the mean of the models' outputs, centred."""
-        with torch.no_grad():
-            target = torch.stack([module(self.images) for module in self.modules]).mean(dim=0).double()
-        x = self.images.flatten(1).double()
+        target, x = self.ensemble().double(), self.images.flatten(1).double()
         shift, middle = x.mean(dim=0), target.mean(dim=0)
         gram = (x - shift).T @ (x - shift) / len(x)
         damped = gram + FULL["ridge"] * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -59,6 +59,8 @@ def postgres(binaries):
 def mlflow(*arguments, env=None):
     """The address of `mlflow ...`, a command that serves, once it says that it does."""
     port = free_port()
+    beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # uvicorn is looked for there
+    env = (env or os.environ) | {"PATH": beside_python}
     command = [sys.executable, "-m", "mlflow", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=env
@@ -79,7 +81,8 @@ def mlflow(*arguments, env=None):
         assert process.poll() is None, "".join(said)
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has ended by itself, and said why
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
