@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,40 +24,51 @@ if TYPE_CHECKING:
 def run(flow: Callable[[Plan], Outcome]) -> int:
     """Parse the command line, load the plan, run the flow, show what came out."""
     options = _parser().parse_args()
+    again = "the same command again resumes after the last stage that was done; `make ui` shows its log"
+    return exit_status(partial(_run, flow, options), what="the run", again=again)
+
+
+def exit_status(work: Callable[[], int | None], *, what: str, again: str) -> int:
+    """Do what a command is for, and say in one sentence what stopped it.
+
+    what: failed, in words; again: what the same command does when it is given again. Returns what the work does, or 0;
+    1 where it failed (with the traceback where nobody outside is to blame), 2 for bad input, 130 where it was stopped.
+    """
     try:
-        from mergeline.plan_file import load_plan
-
-        plan = load_plan(options.params, options.set)
-        if options.plan:
-            return _show_plan(plan)
-        from tasks.changes import look_for_news, nothing_to_do, remembered
-
-        news = look_for_news(plan) if options.if_changed else None
-        if news is not None:
-            print(news.summary)
-        if news is not None and nothing_to_do(plan, news):
-            return _show_result(plan, options)
-        quiet_prefect()
-        from tasks.policy import recomputing
-
-        with recomputing(options.fresh):
-            outcome = remembered(flow, plan, news.inputs if news else None)
+        return work() or 0
     except InputError as error:
         print(redact(str(error)), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command again resumes after the last stage that was done", file=sys.stderr)
+        print(f"stopped; {again}", file=sys.stderr)
         return 130
     except (ConnectionError, TimeoutError) as error:
-        print(redact(f"the run failed, and may succeed later: {error}"), file=sys.stderr)
-        return 1
+        print(redact(f"{what} failed, and may succeed later: {error}"), file=sys.stderr)
     except Exception as error:
         print(redact(traceback.format_exc()), file=sys.stderr)
-        print(redact(f"the run failed: {type(error).__name__}: {error}"), file=sys.stderr)
-        print(
-            "look at its log with `make ui`; running the same command again resumes after the last stage that was done"
-        )
-        return 1
+        print(redact(f"{what} failed: {type(error).__name__}: {error}"), file=sys.stderr)
+        print(again, file=sys.stderr)
+    return 1
+
+
+def _run(flow: Callable[[Plan], Outcome], options: argparse.Namespace) -> int:
+    from mergeline.plan_file import load_plan
+
+    plan = load_plan(options.params, options.set)
+    if options.plan:
+        return _show_plan(plan)
+    from tasks.changes import look_for_news, nothing_to_do, remembered
+
+    news = look_for_news(plan) if options.if_changed else None
+    if news is not None:
+        print(news.summary)
+    if news is not None and nothing_to_do(plan, news):
+        return _show_result(plan, options)
+    quiet_prefect()
+    from tasks.policy import recomputing
+
+    with recomputing(options.fresh):
+        outcome = remembered(flow, plan, news.inputs if news else None)
     save_links(plan.output, outcome.recorded)
     print(outcome.stages)
     return _show_result(plan, options)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
+from functools import partial
 
 from tqdm import tqdm
 
-from flows.command_line import quiet_prefect
+from flows.command_line import exit_status, quiet_prefect
 from flows.merge_and_evaluate import align_families, calibrate_models, merge_and_evaluate, merge_rows
 from flows.search_coefficients import search_coefficients
 from mergeline.comparison import aligns, result_row
-from mergeline.errors import InputError
 from mergeline.grid import Cell, folder_of, load_cells, read_grid
 from mergeline.plan import Plan
-from mergeline.redaction import redact
 from mergeline.report.leaderboard import Leaderboard, Measured
 from mergeline.report.result import RowScores
 from mergeline.search.space import plan_at
@@ -72,27 +70,19 @@ def searched(cell: Plan) -> Plan:
 
 def main() -> int:
     """Exit status 0, 1 where it failed, 2 for bad input, 130 where it was stopped."""
-    options = _parser().parse_args()
-    try:
-        from mergeline.plan_file import load_plan
+    work = partial(_compare, _parser().parse_args())
+    return exit_status(work, what="the comparison", again="the same command again takes what was done from the cache")
 
-        plan = load_plan(options.params, options.set)
-        cells = load_cells(options.params, options.set, read_grid(options.grid))
-        quiet_prefect()
-        leaderboard = compare_methods(plan, cells)
-    except InputError as error:
-        print(redact(str(error)), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command again takes what was done from the cache", file=sys.stderr)
-        return 130
-    except Exception as error:
-        print(redact(traceback.format_exc()), file=sys.stderr)
-        print(redact(f"the comparison failed: {type(error).__name__}: {error}"), file=sys.stderr)
-        return 1
+
+def _compare(options: argparse.Namespace) -> None:
+    from mergeline.plan_file import load_plan
+
+    plan = load_plan(options.params, options.set)
+    cells = load_cells(options.params, options.set, read_grid(options.grid))
+    quiet_prefect()
+    leaderboard = compare_methods(plan, cells)
     print("\n".join(leaderboard.lines()))
     print(f"  the table, the picture and metrics.json: {folder_of(plan)}")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from flows.command_line import quiet_prefect
+from flows.command_line import exit_status, quiet_prefect
 from flows.merge_and_evaluate import align_families
-from mergeline.errors import InputError
 from mergeline.plan import Align, Plan, Search
-from mergeline.redaction import redact
 from mergeline.search.space import search_space
 from tasks.checkpoints import download_checkpoint
 from tasks.job import Job
@@ -50,27 +48,18 @@ def search_coefficients(plan: Plan, folder: Path) -> SearchOutcome:
 
 def main() -> int:
     """Exit status 0, 1 where it failed, 2 for bad input, 130 where it was stopped."""
-    options = _parser().parse_args()
-    trials = [] if options.trials is None else [f"search.trials={options.trials}"]
-    try:
-        from mergeline.plan_file import load_plan
+    work = partial(_search, _parser().parse_args())
+    again = "the same command again goes on after the last trial that was finished"
+    return exit_status(work, what="the search", again=again)
 
-        plan = load_plan(options.params, [*options.set, *trials], searched=True)
-        quiet_prefect()
-        outcome = search_coefficients(plan, options.output)
-    except InputError as error:
-        print(redact(str(error)), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command again goes on after the last trial that was finished", file=sys.stderr)
-        return 130
-    except Exception as error:
-        print(redact(traceback.format_exc()), file=sys.stderr)
-        print(redact(f"the search failed: {type(error).__name__}: {error}"), file=sys.stderr)
-        print("the same command again goes on after the last trial that was finished", file=sys.stderr)
-        return 1
-    show(outcome, options)
-    return 0
+
+def _search(options: argparse.Namespace) -> None:
+    from mergeline.plan_file import load_plan
+
+    trials = [] if options.trials is None else [f"search.trials={options.trials}"]
+    plan = load_plan(options.params, [*options.set, *trials], searched=True)
+    quiet_prefect()
+    show(search_coefficients(plan, options.output), options)
 
 
 def show(outcome: SearchOutcome, options: argparse.Namespace) -> None:
