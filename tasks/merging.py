@@ -15,10 +15,6 @@ from pathlib import Path
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.tasks import exponential_backoff
-
 from mergeline.errors import InputError
 from mergeline.plan import Merge
 from tasks._env import use_one_thread
@@ -26,7 +22,7 @@ from tasks.checkpoints import open_artifacts, put_checkpoint
 from tasks.locks import STAGE_LOCKS, exclusive, lock_file, shared
 from tasks.measuring import measured
 from tasks.merge_inputs import MergeInputs
-from tasks.policy import at_hand, stage, stage_key, worth_a_retry
+from tasks.policy import action, at_hand, stage, stage_key
 from tasks.store import ArtifactRef, put_json, read_json, store_directory
 
 if TYPE_CHECKING:
@@ -95,15 +91,7 @@ def merge_models(name: str, inputs: MergeInputs, coefficients: ArtifactRef | Non
     return ref
 
 
-@task(
-    name="merge-range",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=1),
-    retry_jitter_factor=0.3,
-    retry_condition_fn=worth_a_retry,
-)
+@action("merge-range", retries=3)
 def merge_range(
     number: int, count: int, name: str, inputs: MergeInputs, coefficients: ArtifactRef | None, merge: Merge
 ) -> None:

@@ -20,8 +20,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
-from prefect import Task
-from prefect.cache_policies import CachePolicy
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.client.schemas import TaskRun
 from prefect.context import TaskRunContext
 from prefect.results import get_result_store
@@ -84,14 +84,26 @@ def stage(
             persist_result=True,
             result_serializer="json",
             cache_result_in_memory=False,  # the record on disk is the one that was checked
-            retries=retries,
-            retry_delay_seconds=exponential_backoff(backoff_factor=1) if retries else None,
-            retry_jitter_factor=0.3 if retries else None,
-            retry_condition_fn=worth_a_retry,
             timeout_seconds=timeout_seconds,
+            **_retried(retries),
         )
 
     return decorate
+
+
+def action(name: str, *, retries: int) -> Callable[[Callable[P, T]], Task[P, T]]:
+    """Make a task of a function that changes or asks something outside: never cached, tried again like a stage."""
+    return task(name=name, cache_policy=NO_CACHE, persist_result=False, **_retried(retries))
+
+
+def _retried(retries: int) -> dict[str, Any]:
+    """When a task is tried again: after transient failures, later and later, not all at the same moment."""
+    return {
+        "retries": retries,
+        "retry_delay_seconds": exponential_backoff(backoff_factor=1) if retries else None,
+        "retry_jitter_factor": 0.3 if retries else None,
+        "retry_condition_fn": worth_a_retry,
+    }
 
 
 @contextmanager

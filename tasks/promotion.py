@@ -16,16 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.tasks import exponential_backoff
-
 from mergeline.errors import InputError
 from mergeline.plan import Plan
 from mergeline.promotion import Measured, Verdict, judge, measured
 from mergeline.report.result import read_comparison
 from tasks._env import state_directory
-from tasks.policy import worth_a_retry
+from tasks.policy import action
 from tasks.promotion_record import (
     ROLLED_BACK,
     Decision,
@@ -47,15 +43,7 @@ HOLDER = "holder"  # tag of a lock: host, process, and a name of its own
 _left: set[str] = set()  # ids or holders of locks that this process could not release: MLflow did not answer
 
 
-@task(
-    name="promote",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=1),
-    retry_jitter_factor=0.3,
-    retry_condition_fn=worth_a_retry,
-)
+@action("promote", retries=3)
 def decide(plan: Plan, version: str | None = None) -> Decision:
     """Make the candidate, or a version that is named, the champion if it passes every gate of the plan.
 
@@ -93,15 +81,7 @@ def decide(plan: Plan, version: str | None = None) -> Decision:
             return decision
 
 
-@task(
-    name="roll-back",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=3,
-    retry_delay_seconds=exponential_backoff(backoff_factor=1),
-    retry_jitter_factor=0.3,
-    retry_condition_fn=worth_a_retry,
-)
+@action("roll-back", retries=3)
 def roll_back(plan: Plan) -> Decision:
     """Give the alias back to the last champion before this one; what is rolled back is not promoted again.
 

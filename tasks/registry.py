@@ -13,16 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, ConfigDict
 
 from mergeline.checkpoints.files import choose_weights, companions, is_index, weight_map
 from mergeline.errors import InputError
 from mergeline.plan_surroundings import REGISTERED
 from mergeline.redaction import redact, scrub
-from tasks.policy import worth_a_retry
+from tasks.policy import action
 from tasks.registered_weights import STORED, find_weights, note_version
 from tasks.tracking import Registration, connect
 
@@ -95,15 +92,7 @@ def find_alias(client: MlflowClient, model: str, alias: str) -> Any:
 # --- finding ---------------------------------------------------------------------------------------------------------
 
 
-@task(
-    name="find-model",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=4,
-    retry_delay_seconds=exponential_backoff(backoff_factor=1),
-    retry_jitter_factor=0.3,
-    retry_condition_fn=worth_a_retry,
-)
+@action("find-model", retries=4)
 def find_model(uri: str) -> RegisteredVersion:
     """`locate`, tried again while MLflow does not answer."""
     return locate(uri)

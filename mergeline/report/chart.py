@@ -34,7 +34,7 @@ def draw_leaderboard(leaderboard: Leaderboard, path: Path) -> None:
     """Write a PNG: the cells of a comparison, the best on top; in bold what was always chosen, or the best."""
     rows = leaderboard.rows
     bold = [row.chosen if leaderboard.split else place == 0 for place, row in enumerate(rows)]
-    labels = [textwrap.fill(row.cell, _LABEL) for row in rows]
+    labels = [textwrap.fill(row.label, _LABEL) for row in rows]
     repeats = len(leaderboard.repeats)
     title = f"{leaderboard.plan}, compared" + (f": means over {repeats} repeats" if repeats > 1 else "")
     draw_bars(title, [row.scores for row in rows], labels, bold, path, metric=leaderboard.measured_by)

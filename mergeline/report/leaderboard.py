@@ -49,6 +49,11 @@ class LeaderboardRow(BaseModel):
     beside: str = ""
 
     @property
+    def label(self) -> str:
+        """Its name where it stands below the cell that it tells about."""
+        return f"  {self.cell.removeprefix(f'{self.beside}, ')}" if self.beside else self.cell
+
+    @property
     def scores(self) -> RowScores:
         """Mean over the repeats."""
         return mean_of_repeats([one.scores for one in self.repeats])
@@ -187,9 +192,9 @@ class Leaderboard(BaseModel):
 
     def lines(self) -> list[str]:
         """The ranking for a terminal."""
-        wide = max(len(row.cell) for row in self.rows)
+        wide = max(len(row.label) for row in self.rows)
         lines = [
-            f"{self.ranks.get(row.cell, ''):>3}  {row.cell:<{wide}}  {row.scores.mean}{_joint(row.scores)}"
+            f"{self.ranks.get(row.cell, ''):>3}  {row.label:<{wide}}  {row.scores.mean}{_joint(row.scores)}"
             + (f"  on {self.split} {row.choice}" if row.choice else "")
             + (f"  chosen {self._chosen(row)}".removesuffix(" yes") if self._chosen(row) else "")
             for row in self.rows
@@ -224,9 +229,10 @@ def _beside(row: LeaderboardRow, measured: Sequence[Measured]) -> Iterator[Leade
         found = [other for one in repeats for other in one.beside if other.name == beside.name]
         if len(found) < len(repeats):
             continue
-        bare = beside.name == UNCALIBRATED
+        bare, same = beside.name == UNCALIBRATED, len({other.label for other in found}) == 1
+        told = "not calibrated" if bare else beside.label if same else beside.name
         yield LeaderboardRow(
-            cell=f"{row.cell}, {'not calibrated' if bare else beside.label}",
+            cell=f"{row.cell}, {told}",
             method=row.method,
             settings={name: "" if bare and name.startswith("calibrate.") else x for name, x in row.settings.items()},
             repeats=[

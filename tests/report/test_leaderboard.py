@@ -214,9 +214,20 @@ def test_a_calibrated_cell_has_what_it_was_before_and_its_controls_behind_it():
         ("near, control-first", pytest.approx(0.6)),  # what is not in every repeat has no mean
     ]
     assert [row["rank"] for row in ranked.table()] == [1, 2, "", ""]
-    assert [line[:10] for line in ranked.lines()[:4]] == ["  1  plain", "  2  near ", "     near,", "     near,"]
+    lines = [line[:19].rstrip() for line in ranked.lines()[:4]]
+    assert lines == ["  1  plain", "  2  near", "       not calibrat", "       control-firs"]
     assert ranked.facts == {"cells": 2, "best": "plain"}
     assert ranked.metrics()["cells"]["near, control-first"]["joint"] == pytest.approx(0.6)
+
+
+def test_a_control_of_other_models_in_every_repeat_is_called_by_its_kind():
+    plan, measured = cell({"method": "average"}, calibrate={}), []
+    for repeat, model in (("1", "a"), ("2", "c")):
+        beside = [scores(0.1, 0.9).model_copy(update={"name": "control-first", "label": f"control: {model} alone"})]
+        of = Cell(name="near", plan=plan, repeat=repeat)
+        measured.append(Measured(cell=of, scores=scores(0.1, 0.1), tried=scores(0.1, 0.1), beside=beside))
+    assert Leaderboard.of(BASE, measured).rows[1].cell == "near, control-first"
+    assert Leaderboard.of(BASE, measured[:1]).rows[1].cell == "near, control: a alone"
 
 
 def test_a_calibration_is_a_setting_and_a_method_of_its_own():
