@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mergeline.errors import InputError
 from mergeline.symmetry.interpret import storage_key
-from mergeline.symmetry.trace import Inputs, Trace, arguments, is_mutable, operation, tensors_of, trace
+from mergeline.symmetry.trace import Inputs, Trace, arguments, is_mutable, length_of, operation, tensors_of, trace
 
 Values = dict[str, Any]
 """What is known of one run: the value of each operation that a later one still reads, by the operation's name."""
@@ -176,7 +176,7 @@ def _trace_of(module: nn.Module, inputs: Inputs) -> Trace:
 def shape_of(node: Any) -> tuple[Any, ...]:
     """The shape of an operation's value in the trace, with the names of lengths that vary; () where it is no tensor."""
     value = node.meta.get("val") if isinstance(node, Node) else None
-    return tuple(n if isinstance(n, int) else str(n) for n in value.shape) if isinstance(value, Tensor) else ()
+    return tuple(map(length_of, value.shape)) if isinstance(value, Tensor) else ()
 
 
 def _without_changes_in_place(graph: Graph) -> None:

@@ -295,6 +295,25 @@ def test_what_does_not_fit_is_refused_in_one_sentence(message: str) -> None:
         calibrated(build("resnet"), given.pop("modules"), None, given.pop("data"), **given)
 
 
+class Prefixed(nn.Module):
+    """A token in front of all others, as long as the batch is: `len` makes the trace hold for that length alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.linear = nn.Parameter(torch.randn(1, 1, 4)), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(torch.cat([self.token.expand(len(x), -1, -1), x], dim=1).mean(dim=1))
+
+
+def test_a_module_for_batches_of_one_size_is_refused_others_in_one_sentence() -> None:
+    torch.manual_seed(0)
+    merged, modules, data = Prefixed(), [Prefixed()], torch.randn(24, 2, 4)
+    assert calibrated(merged, modules, None, data.split(8)).record.layers
+    with pytest.raises(InputError, match=r"shape \[4, 2, 4\], but .* only be traced for batches of one size \(10\)"):
+        calibrated(merged, modules, None, data.split(10))
+
+
 def test_it_is_said_that_the_merged_models_values_are_not_finite() -> None:
     with pytest.raises(InputError, match=r"the merged model's values at layer2\.0\.conv1 hold NaN"):
         calibrated(nan_model(), [build("resnet")], None, batches("resnet", 16))
@@ -330,6 +349,6 @@ def test_a_last_layer_without_bias_cannot_be_centred(options: dict[str, Any], me
 
 def test_a_model_without_a_last_linear_layer_can_be_refit_but_not_centred() -> None:
     module = nn.Sequential(nn.Linear(4, 8), nn.LogSoftmax(dim=1))
-    with pytest.raises(InputError, match="no linear layer or convolution gives the model's output"):
+    with pytest.raises(InputError, match="no linear layer or convolution that can be refit gives"):
         calibrated(module, [module], None, [torch.randn(20, 4)], centre=True)
     assert len(calibrated(module, [module], None, [torch.randn(20, 4)], last_layer=None).record.layers) == 1
