@@ -24,7 +24,7 @@ from mergeline.calibration.record import CalibrationRecord
 from mergeline.calibration.refit import Ridge, Runs, Wanted, check_finite, refit_layers
 from mergeline.calibration.shelf import Shelf
 from mergeline.calibration.sites import Found, Layer, find_layers
-from mergeline.calibration.wanted import unit_mean, with_places
+from mergeline.calibration.wanted import in_order, unit_mean
 from mergeline.errors import InputError
 from mergeline.symmetry.tap import model_inputs
 
@@ -159,7 +159,7 @@ def _states(
                     f"calibration: tensor '{name}' has the shape {list(tensor.shape)} in the merged model, and task "
                     f"model {number} has {has}; all must be of one architecture and width"
                 )
-        states.append(with_places(_floats(state, device), alignment, number))
+        states.append(in_order(_floats(state, device), alignment, number))
     return _floats(own, device), states
 
 

@@ -229,14 +229,14 @@ class _LayerRefit:
     def _add_missing(self, missing: Tensor, xs: Sequence[Tensor], maps: Sequence[Taps] = ()) -> None:
         """Add what is missing in a batch and its products with the inputs. maps: their columns, if at hand."""
         rows = self._rows(missing)
-        if self.places is not None or not isinstance(self.form, Convolution):
+        forms = [form for site in self.layer.sites if isinstance(form := site.form, Convolution)]
+        if self.places is not None or len(forms) < len(self.layer.sites):
             self.moments.add_missing(rows, maps or self._taps(xs))
             return
         total, parts = rows.sum(dim=2).double(), []
-        for site, x, shift in zip(self.layer.sites, xs, self.shifts, strict=True):
-            assert isinstance(site.form, Convolution)
-            off = torch.einsum("gm,gk->gmk", total, site.form.by_input(shift).double())
-            parts.append(site.form.cross(x, missing).double() - off)
+        for form, x, shift in zip(forms, xs, self.shifts, strict=True):
+            off = torch.einsum("gm,gk->gmk", total, form.by_input(shift).double())
+            parts.append(form.cross(x, missing).double() - off)
         self.moments.add_cross(torch.cat(parts, dim=2), total)
 
     def _rows(self, values: Tensor) -> Tensor:
@@ -261,13 +261,14 @@ class _LayerRefit:
     def _write(self, weights: Sequence[tuple[Tensor, Tensor]], solver: Solver) -> None:
         start = 0
         for site, (weight, bias) in zip(self.layer.sites, weights, strict=True):
-            matrix = site.form.to_matrix(weight).double()
+            seen = weight if site.weight else torch.ones_like(weight)  # by the normalisation: its input, if no layer's
+            matrix = site.form.to_matrix(seen).double()
             size = matrix.shape[2]
             whole = matrix.new_zeros(*matrix.shape[:2], self.moments.inputs.shape[1])
             whole[:, :, start : start + size] = matrix
             start += size
             mean, variance = solver.means(whole).flatten().float(), solver.spread(whole).flatten().float()
-            self.runs.state.update(site.unfolded(weight, bias, mean, variance, self.runs.state))
+            self.runs.state.update(site.unfolded(weight, bias, mean, variance))
 
 
 class _Error:

@@ -92,23 +92,25 @@ class Site:
         """The axis of the weight that holds the outputs."""
         return 1 if isinstance(self.form, Linear) and self.form.transposed else 0
 
-    def unfolded(self, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, state: State) -> dict[str, Tensor]:
-        """The tensors that make weight and bias; mean and variance [outputs]: of what the weight gives without bias.
+    def unfolded(self, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> dict[str, Tensor]:
+        """The tensors that make weight and bias. mean, variance [outputs]: of what a normalisation sees, which is what
+        the weight gives without bias; of the input where the normalisation is all there is.
 
         The normalisation gets the statistics of what it now sees, and takes them back by its own scale and shift, so
         that measuring the statistics anew later does what it does for any model.
         """
-        if self.weight is None:
-            assert self.norm is not None
-            root = (state[self.norm.variance] + self.norm.eps).sqrt()
-            return {self.norm.weight: weight * root, self.norm.bias: bias + state[self.norm.mean] * weight}
+        own: dict[str, Tensor] = {}
+        if self.weight is not None:
+            own[self.weight] = weight
+        if self.bias is not None:
+            own[self.bias] = bias if self.norm is None else torch.zeros_like(bias)
         if self.norm is None:
-            return {self.weight: weight} | ({self.bias: bias} if self.bias else {})
-        return {
-            self.weight: weight,
-            **({self.bias: torch.zeros_like(bias)} if self.bias else {}),
-            self.norm.weight: (variance + self.norm.eps).sqrt(),
-            self.norm.bias: bias + mean,
+            return own
+        scale = (variance + self.norm.eps).sqrt()
+        factor = torch.ones_like(scale) if self.weight is not None else weight
+        return own | {
+            self.norm.weight: scale * factor,
+            self.norm.bias: bias + mean * factor,
             self.norm.mean: mean,
             self.norm.variance: variance,
         }
@@ -327,16 +329,18 @@ def _is_within(output: Node, total: Node, live: set[Node]) -> bool:
 
 
 def _solvable_together(sites: Sequence[Site], kept: dict[str, str]) -> list[Site]:
-    """The sites with as many groups as the first of those with the most weights; others keep theirs."""
-    by_groups: dict[int, list[Site]] = {}
+    """The sites with as many groups on the same axis as those with the most weights; others keep theirs."""
+    alike: dict[tuple[int, int], list[Site]] = {}
     for site in sites:
-        by_groups.setdefault(site.form.groups, []).append(site)
-    sizes = {groups: sum(_size(site) for site in some) for groups, some in by_groups.items()}
-    chosen = max(sizes, key=lambda groups: sizes[groups])
-    for groups, some in by_groups.items():
-        for site in some if groups != chosen else ():
-            kept[site.name] = f"is added to {by_groups[chosen][0].name}, which has other groups and is refit instead"
-    return by_groups[chosen]
+        axis = site.form.channel % len(shape_of(site.output))
+        alike.setdefault((site.form.groups, axis), []).append(site)
+    chosen = max(alike.values(), key=lambda some: sum(_size(site) for site in some))
+    for (_, axis), some in alike.items():
+        if some is not chosen:
+            other = chosen[0].form.channel % len(shape_of(chosen[0].output)) != axis
+            has = "its channels on another axis" if other else "other groups"
+            kept |= {x.name: f"is added to {chosen[0].name}, which has {has} and is refit instead" for x in some}
+    return chosen
 
 
 def _size(site: Site) -> int:

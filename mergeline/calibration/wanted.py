@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mergeline.alignment.alignment import Alignment
 from mergeline.errors import InputError
-from mergeline.symmetry.layout import Fixed
+from mergeline.symmetry.layout import families_of
 from mergeline.symmetry.permute import gather_index, permute_tensor
 from mergeline.symmetry.symmetry import ParameterLayout
 
@@ -42,45 +42,33 @@ class UnitMean:
         return total * self._share.float().to(total.device).reshape(shape)
 
 
-def with_places(state: Mapping[str, Tensor], alignment: Alignment | None, model: int) -> dict[str, Tensor]:
-    """The tensors of a task model with what only labels places (register tokens) in the merged model's order.
+def in_order(state: Mapping[str, Tensor], alignment: Alignment | None, model: int) -> dict[str, Tensor]:
+    """The tensors of a task model in the merged model's unit order, as far as that is one: units to zip follow.
 
-    Values of all models then have the same at each place; units that are told apart by what they do stay as they are.
+    The model computes the same, and on every axis of its values, not that of a layer's channels alone, units stand
+    where those of the other models do.
     """
     if alignment is None:
         return dict(state)
-    moved = _only(alignment, model, active=False)
-    layouts = {name: _layout(alignment, name) for name in state}
+    layouts, moved = {name: _layout(alignment, name) for name in state}, alignment.permutations[model]
     return {
         name: permute_tensor(x, layout, alignment.symmetry, moved) if (layout := layouts[name]) else x
         for name, x in state.items()
     }
 
 
-def _only(alignment: Alignment, model: int, *, active: bool) -> dict[str, Tensor]:
-    """The permutations of a model for units that do something, or for the others; the rest stays in place."""
-    symmetry = alignment.symmetry
-    moved = alignment.permutations[model]
-    return {name: moved[name] if (name in symmetry.active) == active else x for name, x in symmetry.identity().items()}
-
-
 def unit_mean(alignment: Alignment | None, tensor: str, axis: int, width: int) -> UnitMean:
-    """How the channels that an axis of a tensor writes come together; width: how many the merged model has.
+    """How the channels that an axis of a tensor writes come together, of models that are `in_order`; width: how many
+    the merged model has.
 
     Raises InputError where the order of the channels depends on another axis of the tensor.
     """
     layout = _layout(alignment, tensor)
-    if alignment is None or layout is None or isinstance(layout.dims[axis], Fixed):
+    if alignment is None or layout is None or alignment.zips.keys().isdisjoint(families_of(layout.dims[axis])):
         return UnitMean(None, width)
-    symmetry, fold = alignment.symmetry, alignment.fold
-    places = []
-    for model in range(alignment.models):
-        old = gather_index(layout.dims[axis], symmetry, _only(alignment, model, active=True))
-        merged = gather_index(layout.dims[axis], symmetry, fold.maps[model], (), fold.sizes)
-        where = torch.empty_like(merged)
-        where[old] = merged
-        places.append(where)
-    return UnitMean(places, width)
+    fold = alignment.fold
+    every = (gather_index(layout.dims[axis], alignment.symmetry, maps, (), fold.sizes) for maps in fold.maps)
+    return UnitMean(list(every), width)
 
 
 def _layout(alignment: Alignment | None, tensor: str) -> ParameterLayout | None:

@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import relu, silu
 
 from mergeline.alignment.alignment import Alignment
 from mergeline.alignment.apply import apply_alignment
@@ -56,10 +56,48 @@ class Separable(nn.Module):
         return self.linear(self.drop(self.act(self.pointwise(x))).mean(dim=(2, 3)))
 
 
+class Mixing(nn.Module):
+    """Layers over words and layers over channels: there a value has units on an axis that no layer writes at once."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(6, width), nn.LayerNorm(width)
+        self.words, self.back = nn.Linear(3, 5), nn.Linear(5, 3)
+        self.up, self.down = nn.Linear(width, 12), nn.Linear(12, width)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, words, 6] -> [n, 5]."""
+        x = self.embed(x)
+        x = x + self.back(silu(self.words(self.norm(x).transpose(1, 2)))).transpose(1, 2)
+        x = x + self.down(silu(self.up(x)))
+        return self.head(x.mean(dim=1))
+
+
+class Branches(nn.Module):
+    """Sums of what cannot be one map: convolutions with a bare BatchNorm, and a layer over places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(1, 6, 3, padding=1)
+        self.wide = nn.Conv1d(6, 6, 3, padding=1, groups=6, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+        self.conv, self.places = nn.Conv1d(6, 6, 3, padding=1), nn.Linear(6, 6)
+        self.linear = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, 1, 6] -> [n, 5]."""
+        x = relu(self.stem(x))
+        x = relu(self.norm1(self.wide(x)) + self.norm2(x))
+        return self.linear(relu(self.conv(x) + self.places(x)).mean(dim=2))
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet": (lambda: resnet(blocks=(1, 2, 1), width=4, outputs=5), (1, 8, 8)),
     "separable": (Separable, (1, 8, 8)),
     "gated": (Gated, (3, 6)),
+    "mixing": (Mixing, (3, 6)),
+    "branches": (Branches, (1, 6)),
 }
 
 

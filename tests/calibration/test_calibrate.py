@@ -65,6 +65,24 @@ def test_a_disturbed_model_is_led_back_to_its_task_models(name: str) -> None:
     assert not found.record.warnings
 
 
+@pytest.mark.parametrize("name", ["resnet", "separable"])
+def test_statistics_measured_anew_afterwards_change_nothing(name: str) -> None:
+    """An evaluation does that; the normalisation in front of a layer must have the statistics of what it now sees."""
+    module, other, alignment = twins(name)
+    data = batches(name, 200)
+    found = calibrated(disturbed(module), [module, other], alignment, data)
+    again = ml.reset_normalization(found.module, data)
+    assert difference(found.module, again, batches(name, 8, seed=9)[0]) <= 1e-3
+
+
+def test_sums_of_layers_that_are_no_one_map_are_refit_as_far_as_they_are() -> None:
+    record = calibrated(build("branches"), [build("branches", 1)], None, batches("branches", 16)).record
+    assert [layer.name for layer in record.layers] == ["stem", "wide + norm2", "conv", "linear"]
+    assert record.kept == {
+        "places": "is added to conv, which has its channels on another axis and is refit instead",
+    }
+
+
 def test_every_layer_is_refit_jointly_where_outputs_are_summed() -> None:
     module, other, alignment = twins("resnet")
     names = [
