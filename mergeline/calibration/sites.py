@@ -154,13 +154,15 @@ def find_layers(program: Program) -> Found:
     by_target: dict[Node, list[Site]] = {}
     for site in sites:
         by_target.setdefault(_summed(site.output, live), []).append(site)
-    for target in sorted(by_target, key=program.place.__getitem__):
-        joint = _solvable_together(by_target[target], found.kept)
+    for target, some in by_target.items():
+        joint = _solvable_together(some)
+        found.layers += [Layer((site,), site.output) for site in some if site not in joint]
         own = {site.output for site in joint}
         rest = tuple(term for term in _terms(target, own, live) if term not in own)
         readers = _readers(target, live)
         relu = len(readers) == 1 and operation(readers[0]) == "relu"
         found.layers.append(Layer(tuple(joint), target, rest, relu, target is final))
+    found.layers.sort(key=lambda layer: program.place[layer.target])
     return found
 
 
@@ -328,19 +330,14 @@ def _is_within(output: Node, total: Node, live: set[Node]) -> bool:
     return True
 
 
-def _solvable_together(sites: Sequence[Site], kept: dict[str, str]) -> list[Site]:
-    """The sites with as many groups on the same axis as those with the most weights; others keep theirs."""
+def _solvable_together(sites: Sequence[Site]) -> list[Site]:
+    """The sites with as many groups on the same axis as those with the most weights; others are solved by themselves,
+    before: the sum then makes up for what they miss."""
     alike: dict[tuple[int, int], list[Site]] = {}
     for site in sites:
         axis = site.form.channel % len(shape_of(site.output))
         alike.setdefault((site.form.groups, axis), []).append(site)
-    chosen = max(alike.values(), key=lambda some: sum(_size(site) for site in some))
-    for (_, axis), some in alike.items():
-        if some is not chosen:
-            other = chosen[0].form.channel % len(shape_of(chosen[0].output)) != axis
-            has = "its channels on another axis" if other else "other groups"
-            kept |= {x.name: f"is added to {chosen[0].name}, which has {has} and is refit instead" for x in some}
-    return chosen
+    return max(alike.values(), key=lambda some: sum(_size(site) for site in some))
 
 
 def _size(site: Site) -> int:

@@ -81,14 +81,15 @@ class Branches(nn.Module):
         super().__init__()
         self.stem = nn.Conv1d(1, 6, 3, padding=1)
         self.wide = nn.Conv1d(6, 6, 3, padding=1, groups=6, bias=False)
-        self.norm1, self.norm2 = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
-        self.conv, self.places = nn.Conv1d(6, 6, 3, padding=1), nn.Linear(6, 6)
+        self.norm1, self.norm2, self.norm3 = nn.BatchNorm1d(6), nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+        self.full, self.conv, self.places = nn.Conv1d(6, 6, 1), nn.Conv1d(6, 6, 3, padding=1), nn.Linear(6, 6)
         self.linear = nn.Linear(6, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, 1, 6] -> [n, 5]."""
         x = relu(self.stem(x))
         x = relu(self.norm1(self.wide(x)) + self.norm2(x))
+        x = relu(self.full(x) + self.norm3(x))
         return self.linear(relu(self.conv(x) + self.places(x)).mean(dim=2))
 
 
