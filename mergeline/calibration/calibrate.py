@@ -25,6 +25,7 @@ from mergeline.calibration.refit import Ridge, Runs, Wanted, check_finite, refit
 from mergeline.calibration.shelf import Shelf
 from mergeline.calibration.sites import Found, Layer, find_layers
 from mergeline.calibration.wanted import in_order, unit_mean
+from mergeline.calibration.zipped_axes import zipped_elsewhere
 from mergeline.errors import InputError
 from mergeline.symmetry.tap import model_inputs
 
@@ -109,6 +110,12 @@ def calibrate_and_record(
     record = CalibrationRecord(kept=dict(found.kept) if layers else {})
     known = Heads(heads) if heads is not None else None
     chosen, wanted = _wanted(chosen, state, alignment, record)
+    if alignment is not None and alignment.zips:
+        for layer in list(zipped_elsewhere(program, chosen, tasks[0], alignment, model_inputs(first))):
+            chosen.remove(layer)
+            record.kept |= {
+                site.name: "has zipped units on another axis than its channels, too" for site in layer.sites
+            }
     if final in chosen and last_layer == "heads" and known is not None and final is not None:
         wanted[final.name] = known
     skew_of = final if centre and known is not None else None
@@ -190,7 +197,7 @@ def _wanted(
     chosen, wanted = [], {}
     for layer in layers:
         site = layer.sites[0]
-        name = site.weight or site.tensors[0]
+        name = site.tensors[0]
         try:
             wanted[layer.name] = unit_mean(alignment, name, site.output_axis, state[name].shape[site.output_axis])
             chosen.append(layer)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mergeline.alignment.alignment import Alignment
 from mergeline.errors import InputError
-from mergeline.symmetry.layout import families_of
-from mergeline.symmetry.permute import gather_index, permute_tensor
+from mergeline.symmetry.layout import Layout, families_of
+from mergeline.symmetry.permute import Permutations, gather_index, permute_tensor
 from mergeline.symmetry.symmetry import ParameterLayout
 
 
@@ -48,11 +48,14 @@ def in_order(state: Mapping[str, Tensor], alignment: Alignment | None, model: in
     The model computes the same, and on every axis of its values, not that of a layer's channels alone, units stand
     where those of the other models do.
     """
-    if alignment is None:
-        return dict(state)
-    layouts, moved = {name: _layout(alignment, name) for name in state}, alignment.permutations[model]
+    return dict(state) if alignment is None else moved(state, alignment, alignment.permutations[model])
+
+
+def moved(state: Mapping[str, Tensor], alignment: Alignment, permutations: Permutations) -> dict[str, Tensor]:
+    """The tensors of a model after permutations of the alignment's units."""
+    layouts = {name: layout_of(alignment, name) for name in state}
     return {
-        name: permute_tensor(x, layout, alignment.symmetry, moved) if (layout := layouts[name]) else x
+        name: permute_tensor(x, layout, alignment.symmetry, permutations) if (layout := layouts[name]) else x
         for name, x in state.items()
     }
 
@@ -63,15 +66,21 @@ def unit_mean(alignment: Alignment | None, tensor: str, axis: int, width: int) -
 
     Raises InputError where the order of the channels depends on another axis of the tensor.
     """
-    layout = _layout(alignment, tensor)
-    if alignment is None or layout is None or alignment.zips.keys().isdisjoint(families_of(layout.dims[axis])):
+    layout = layout_of(alignment, tensor)
+    if alignment is None or layout is None or not zips_some(alignment, layout.dims[axis]):
         return UnitMean(None, width)
     fold = alignment.fold
     every = (gather_index(layout.dims[axis], alignment.symmetry, maps, (), fold.sizes) for maps in fold.maps)
     return UnitMean(list(every), width)
 
 
-def _layout(alignment: Alignment | None, tensor: str) -> ParameterLayout | None:
+def zips_some(alignment: Alignment, axis: Layout) -> bool:
+    """Whether an axis of a tensor holds units that are zipped."""
+    return not alignment.zips.keys().isdisjoint(families_of(axis))
+
+
+def layout_of(alignment: Alignment | None, tensor: str) -> ParameterLayout | None:
+    """Which units the axes of a tensor hold; None where it holds none."""
     if alignment is None:
         return None
     parameters = alignment.symmetry.parameters

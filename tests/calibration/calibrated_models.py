@@ -9,6 +9,7 @@ from torch.nn.functional import relu, silu
 
 from mergeline.alignment.alignment import Alignment
 from mergeline.alignment.apply import apply_alignment
+from mergeline.alignment.fold import Zip
 from mergeline.models.resnet import resnet
 from mergeline.symmetry.derive import derive_symmetry
 
@@ -129,6 +130,21 @@ def twins(name: str) -> tuple[nn.Module, nn.Module, Alignment]:
     other = deepcopy(module)
     other.load_state_dict(apply_alignment(module.state_dict(), alignment.inverse(), 1))
     return module, other, alignment
+
+
+def zipped_twins(name: str) -> tuple[nn.Module, nn.Module, Alignment]:
+    """The same with zips: each unit of the first with that unit of the second, the others' outer units in order."""
+    module, other, alignment = twins(name)
+    symmetry, moves = alignment.symmetry, alignment.permutations[1]
+    outer = {over for family in symmetry.families.values() for over in family.over}
+    stay = symmetry.identity()
+    zips = {
+        family: Zip(torch.stack([stay[family], moves[family].argsort(dim=-1)]), size)
+        for family, size in symmetry.sizes.items()
+        if family not in outer
+    }
+    second = {family: stay[family] if family in zips else move for family, move in moves.items()}
+    return module, other, Alignment(symmetry, (stay, second), zips=zips)
 
 
 def disturbed(module: nn.Module, share: float = 0.2) -> nn.Module:

@@ -1,6 +1,7 @@
 """Closed-form calibration: its laws, what it gains, what it leaves alone, and what it refuses."""
 
 import warnings
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -14,7 +15,7 @@ from mergeline.alignment.fold import Zip
 from mergeline.calibration import shelf
 from mergeline.calibration.calibrate import Calibrated, calibrate_and_record
 from mergeline.errors import InputError
-from tests.calibration.calibrated_models import MODELS, batches, build, difference, disturbed, twins
+from tests.calibration.calibrated_models import MODELS, batches, build, difference, disturbed, twins, zipped_twins
 
 pytestmark = pytest.mark.filterwarnings("ignore:calibration")
 OPTIONS: dict[str, Any] = {"centre": False, "last_layer": "mean", "layers": True, "ridge": 1e-2, "columns": None}
@@ -27,9 +28,10 @@ def calibrated(
     return calibrate_and_record(merged, modules, alignment, data, **OPTIONS | options)
 
 
+@pytest.mark.parametrize("pair", [twins, zipped_twins])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_merge_of_equal_models_stays_what_it_is(name: str) -> None:
-    module, other, alignment = twins(name)
+def test_a_merge_of_equal_models_stays_what_it_is(name: str, pair: Callable[[str], Any]) -> None:
+    module, other, alignment = pair(name)
     found = calibrated(module, [module, other], alignment, batches(name, 16, 16))
     assert difference(module, found.module, batches(name, 8, seed=9)[0]) <= 1e-4
     assert found.record.layers and all(layer.before <= 1e-8 for layer in found.record.layers)
@@ -108,6 +110,14 @@ def test_what_cannot_be_refit_is_listed() -> None:
     assert [layer.name for layer in record.layers] == ["5"]
     shared, other = record.kept.values()
     assert "is shared with another layer" in shared and other == "is read by conv_transpose1d, which is no linear layer"
+
+
+def test_layers_whose_values_hold_zipped_units_on_two_axes_keep_their_weights() -> None:
+    module, other, alignment = zipped_twins("mixing")
+    record = calibrated(module, [module, other], alignment, batches("mixing", 16)).record
+    assert [layer.name for layer in record.layers] == ["embed", "up", "down", "head"]
+    reason = "has zipped units on another axis than its channels, too"
+    assert record.kept == {"words": reason, "back": reason}
 
 
 LAST = {"linear.weight", "linear.bias"}
