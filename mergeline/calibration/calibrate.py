@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mergeline.alignment.alignment import Alignment
 from mergeline.calibration.findings import raised_ridge, skewed_set, small_set
@@ -99,7 +100,7 @@ def calibrate_and_record(
     """`calibrate` with a record of what it did, warnings among it."""
     _check_options(ridge, columns, last_layer, heads, len(modules))
     state, tasks = _states(merged, modules, alignment)
-    batches = iter(batches)
+    batches = filter(_holds_examples, batches)
     first = next(batches, None)
     if first is None:
         raise InputError("calibration: there are no calibration inputs; give at least one batch")
@@ -155,6 +156,9 @@ def _states(
     if alignment is not None and alignment.models != len(modules):
         raise InputError(f"calibration: {len(modules)} task models, but the alignment is of {alignment.models}")
     own = merged.state_dict()
+    if alignment is not None:
+        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        alignment.symmetry.check_shapes("calibration: the merged model and the alignment", shapes, units_only=True)
     device = next((x.device for x in own.values()), torch.device("cpu"))
     states = []
     for number, module in enumerate(modules):
@@ -166,8 +170,18 @@ def _states(
                     f"calibration: tensor '{name}' has the shape {list(tensor.shape)} in the merged model, and task "
                     f"model {number} has {has}; all must be of one architecture and width"
                 )
+        if more := next((name for name in state if name not in own), None):
+            raise InputError(
+                f"calibration: task model {number} has a tensor '{more}', and the merged model has none of that name; "
+                "all must be of one architecture"
+            )
         states.append(in_order(_floats(state, device), alignment, number))
     return _floats(own, device), states
+
+
+def _holds_examples(batch: Any) -> bool:
+    """Whether a batch is not empty; one that is says nothing."""
+    return all(len(x) > 0 for x in tree_leaves(model_inputs(batch)) if isinstance(x, Tensor) and x.ndim)
 
 
 def _floats(state: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -301,7 +301,10 @@ REFUSED = {
     "2 heads for 1 task models": {"heads": [torch.ones(2, 5), torch.ones(2, 5)]},
     "one matrix .*they are \\[2\\]": {"heads": [torch.ones(2)]},
     "heads read 7 outputs .*shape \\[16, 5\\]": {"last_layer": "heads", "heads": [torch.ones(2, 7)]},
+    "heads hold NaN, Inf or a row of zeros": {"last_layer": "heads", "heads": [torch.full((2, 5), torch.nan)]},
+    "heads hold .*row of zeros": {"last_layer": "heads", "heads": [torch.eye(5)[:2] * 0]},
     "no calibration inputs": {"data": []},
+    "there are no calibration inputs": {"data": [torch.ones(0, 1, 8, 8)]},
     "no task models": {"modules": []},
     "task models' values at layer2.0.conv1 hold NaN": {"modules": [nan_model()]},
     "merged model's inputs of conv1 hold NaN": {"data": [torch.full((8, 1, 8, 8), torch.nan)]},
@@ -361,6 +364,24 @@ def test_models_of_other_shapes_and_alignments_of_other_numbers_are_refused() ->
         calibrated(module, [wider], None, batches("resnet", 8))
     with pytest.raises(InputError, match="1 task models, but the alignment is of 2"):
         calibrated(module, [other], alignment, batches("resnet", 8))
+
+
+def test_models_with_more_tensors_and_alignments_of_another_architecture_are_refused() -> None:
+    module, larger = build("resnet"), build("resnet")
+    larger.more = nn.Linear(2, 2)
+    with pytest.raises(InputError, match=r"task model 1 has a tensor 'more\.weight', and the merged model has none"):
+        calibrated(module, [module, larger], None, batches("resnet", 8))
+    merged, other, _ = twins("gated")
+    with pytest.raises(InputError, match=r"tensor .* of the architecture is missing"):
+        calibrated(merged, [merged, other], twins("resnet")[2], batches("gated", 8))
+
+
+def test_empty_batches_say_nothing() -> None:
+    merged, module, data = disturbed(build("resnet")), build("resnet"), batches("resnet", 16)
+    empty = torch.ones(0, 1, 8, 8)
+    first = calibrated(merged, [module], None, data)
+    second = calibrated(merged, [module], None, [empty, *data, empty])
+    assert not changed(first.module, second.module)
 
 
 @pytest.mark.parametrize(("options", "message"), [({"centre": True}, "has no bias"), ({}, "")])
