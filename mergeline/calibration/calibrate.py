@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from mergeline.alignment.alignment import Alignment
-from mergeline.calibration.findings import raised_ridge, skewed_set, small_set
+from mergeline.calibration.findings import grown_misses, raised_ridge, skewed_set, small_set
 from mergeline.calibration.forms import columns as columns_of
 from mergeline.calibration.heads import Heads
 from mergeline.calibration.program import Program
@@ -127,7 +127,7 @@ def calibrate_and_record(
         refit_layers(runs, chosen, wanted, Ridge(ridge, columns), record)
         if centre and final is not None:
             _centre(runs, final, known, record)
-    found_short = [*small_set(record.layers), *raised_ridge(record.layers, ridge)]
+    found_short = [*small_set(record.layers), *grown_misses(record.layers), *raised_ridge(record.layers, ridge)]
     record.warnings += [*found_short, *skewed_set(record.shares)]
     return Calibrated(_with_state(merged, state), record)
 

@@ -100,15 +100,19 @@ def refit_layers(
     Raises InputError where activations are not finite. Layers whose inputs do not vary keep their weights.
     """
     for layer in tqdm(layers, desc="calibrate", unit="layer", disable=None):
-        changed = _LayerRefit(runs, layer, wanted[layer.name], options).run()
-        if changed is None:
-            record.kept[layer.name] = "its inputs do not vary on the calibration set"
-            record.warnings.append(
-                f"calibration: the inputs of {layer.name} are the same everywhere in the calibration set, so it keeps "
-                "its weights; is the layer in front of it dead?"
-            )
-        else:
+        refit = _LayerRefit(runs, layer, wanted[layer.name], options)
+        if (changed := refit.run()) is not None:
             record.layers.append(changed)
+            continue
+        record.kept[layer.name] = "its inputs do not vary on the calibration set"
+        single = refit.moments.count == 1
+        record.warnings.append(
+            f"calibration: there is one column alone to find the weights of {layer.name} from, so it keeps them; give "
+            "more calibration inputs"
+            if single
+            else f"calibration: the inputs of {layer.name} are the same everywhere in the calibration set, so it keeps "
+            "its weights; is the layer in front of it dead?"
+        )
 
 
 class _LayerRefit:

@@ -251,6 +251,21 @@ def test_too_few_inputs_are_warned_of_with_numbers() -> None:
         ml.calibrate(module, [module], None, batches("resnet", 64), layers=False, centre=False)
 
 
+def test_one_example_is_said_to_be_too_few() -> None:
+    module = build("resnet")
+    with pytest.warns(UserWarning, match="one column alone to find the weights of linear from"):
+        ml.calibrate(module, [module], None, batches("resnet", 1), layers=False, centre=False)
+
+
+def test_layers_that_miss_more_than_before_are_warned_of_with_numbers() -> None:
+    merged, module = disturbed(build("resnet"), 0.05), build("resnet")
+    found = calibrated(merged, [module], None, batches("resnet", 30), columns=40, ridge=1e-6)
+    worse = max(found.record.layers, key=lambda layer: layer.after - layer.before)
+    (sentence,) = [x for x in found.record.warnings if "misses more" in x]
+    assert worse.after > worse.before
+    assert f"{worse.name} misses more" in sentence and f"({worse.after:.3f} of" in sentence and "raise" in sentence
+
+
 def test_a_ridge_too_small_for_the_data_is_raised_with_a_warning() -> None:
     merged = disturbed(build("resnet"))
     found = calibrated(merged, [build("resnet")], None, batches("resnet", 5), ridge=1e-9)
