@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from mergeline.calibration.forms import Convolution, Form, Linear, Scale
 from mergeline.calibration.program import Program, is_item, shape_of
-from mergeline.symmetry.trace import operation
+from mergeline.symmetry.trace import operation, tensors_of
 
 State = Mapping[str, Tensor]
 
@@ -154,8 +154,9 @@ def find_layers(program: Program) -> Found:
     by_target: dict[Node, list[Site]] = {}
     for site in sites:
         by_target.setdefault(_summed(site.output, live), []).append(site)
+    entries = {name: tensor.numel() for name, tensor in tensors_of(program.module).items()}
     for target, some in by_target.items():
-        joint = _solvable_together(some)
+        joint = _solvable_together(some, entries)
         found.layers += [Layer((site,), site.output) for site in some if site not in joint]
         own = {site.output for site in joint}
         rest = tuple(term for term in _terms(target, own, live) if term not in own)
@@ -330,19 +331,14 @@ def _is_within(output: Node, total: Node, live: set[Node]) -> bool:
     return True
 
 
-def _solvable_together(sites: Sequence[Site]) -> list[Site]:
+def _solvable_together(sites: Sequence[Site], entries: Mapping[str, int]) -> list[Site]:
     """The sites with as many groups on the same axis as those with the most weights; others are solved by themselves,
-    before: the sum then makes up for what they miss."""
+    before: the sum then makes up for what they miss. entries: of every tensor."""
     alike: dict[tuple[int, int], list[Site]] = {}
     for site in sites:
         axis = site.form.channel % len(shape_of(site.output))
         alike.setdefault((site.form.groups, axis), []).append(site)
-    return max(alike.values(), key=lambda some: sum(_size(site) for site in some))
-
-
-def _size(site: Site) -> int:
-    weight = site.node.args[1] if site.weight else None
-    return torch.Size(shape_of(weight)).numel() if isinstance(weight, Node) else 1
+    return max(alike.values(), key=lambda some: sum(entries[site.tensors[0]] for site in some))
 
 
 def _readers(node: Node, live: set[Node]) -> list[Node]:

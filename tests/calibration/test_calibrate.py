@@ -112,6 +112,25 @@ def test_what_cannot_be_refit_is_listed() -> None:
     assert "is shared with another layer" in shared and other == "is read by conv_transpose1d, which is no linear layer"
 
 
+class Stored(nn.Module):
+    """A layer whose weight is stored the other way round, as GPT-2 has it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+
+
+def test_weights_may_be_stored_the_other_way_round() -> None:
+    torch.manual_seed(0)
+    merged, module = (nn.Sequential(Stored(6, 8), nn.ReLU(), Stored(8, 4)) for _ in range(2))
+    found = calibrated(merged, [module], None, [torch.randn(200, 3, 6)], ridge=1e-6)
+    assert [layer.name for layer in found.record.layers] == ["0", "2"]
+    assert difference(module, found.module, torch.randn(8, 3, 6)) <= 1e-2
+
+
 def test_layers_whose_values_hold_zipped_units_on_two_axes_keep_their_weights() -> None:
     module, other, alignment = zipped_twins("mixing")
     record = calibrated(module, [module, other], alignment, batches("mixing", 16)).record
