@@ -105,12 +105,13 @@ def calibrate_and_record(
     if first is None:
         raise InputError("calibration: there are no calibration inputs; give at least one batch")
     program = Program(deepcopy(merged).float().eval(), model_inputs(first))
+    state |= {part: program.tensor(part, state) for part in program.parts}
     found = find_layers(program)
     final = _final_layer(found, needed=centre or last_layer is not None)
     chosen = [layer for layer in found.layers if (last_layer is not None if layer is final else layers)]
     record = CalibrationRecord(kept=dict(found.kept) if layers else {})
     known = Heads(heads) if heads is not None else None
-    chosen, wanted = _wanted(chosen, state, alignment, record)
+    chosen, wanted = _wanted(program, chosen, state, alignment, record)
     if alignment is not None and alignment.zips:
         for layer in list(zipped_elsewhere(program, chosen, tasks[0], alignment, model_inputs(first))):
             chosen.remove(layer)
@@ -129,7 +130,7 @@ def calibrate_and_record(
             _centre(runs, final, known, record)
     found_short = [*small_set(record.layers), *grown_misses(record.layers), *raised_ridge(record.layers, ridge)]
     record.warnings += [*found_short, *skewed_set(record.shares)]
-    return Calibrated(_with_state(merged, state), record)
+    return Calibrated(_with_state(merged, program.joined(state)), record)
 
 
 def _check_options(
@@ -205,7 +206,11 @@ def _final_layer(found: Found, *, needed: bool) -> Layer | None:
 
 
 def _wanted(
-    layers: Sequence[Layer], state: Mapping[str, Tensor], alignment: Alignment | None, record: CalibrationRecord
+    program: Program,
+    layers: Sequence[Layer],
+    state: Mapping[str, Tensor],
+    alignment: Alignment | None,
+    record: CalibrationRecord,
 ) -> tuple[list[Layer], dict[str, Wanted]]:
     """The layers for which the units of the task models can be brought together, and how."""
     chosen, wanted = [], {}
@@ -213,7 +218,11 @@ def _wanted(
         site = layer.sites[0]
         name = site.tensors[0]
         try:
-            wanted[layer.name] = unit_mean(alignment, name, site.output_axis, state[name].shape[site.output_axis])
+            tensor, rows = program.whole(name)
+            part = rows if site.output_axis == 0 else slice(None)
+            wanted[layer.name] = unit_mean(
+                alignment, tensor, site.output_axis, state[name].shape[site.output_axis], part
+            )
             chosen.append(layer)
         except InputError as fault:
             record.kept |= {site.name: str(fault) for site in layer.sites}

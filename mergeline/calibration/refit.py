@@ -146,7 +146,8 @@ class _LayerRefit:
         self._finish()
         if not solver.varies:
             return None
-        names = tuple(name for site in self.layer.sites for name in site.tensors)
+        changed = (self.runs.program.whole(name)[0] for site in self.layer.sites for name in site.tensors)
+        names = tuple(dict.fromkeys(changed))
         sizes = self.moments.inputs.shape[1], self.moments.count
         return LayerRecord(self.layer.name, names, *sizes, before, self.error.share, solver.condition, solver.ridge)
 

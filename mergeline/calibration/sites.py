@@ -154,7 +154,8 @@ def find_layers(program: Program) -> Found:
     by_target: dict[Node, list[Site]] = {}
     for site in sites:
         by_target.setdefault(_summed(site.output, live), []).append(site)
-    entries = {name: tensor.numel() for name, tensor in tensors_of(program.module).items()}
+    state = tensors_of(program.module)
+    entries = {name: program.tensor(name, state).numel() for name in (*state, *program.parts)}
     for target, some in by_target.items():
         joint = _solvable_together(some, entries)
         found.layers += [Layer((site,), site.output) for site in some if site not in joint]

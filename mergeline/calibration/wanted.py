@@ -60,18 +60,28 @@ def moved(state: Mapping[str, Tensor], alignment: Alignment, permutations: Permu
     }
 
 
-def unit_mean(alignment: Alignment | None, tensor: str, axis: int, width: int) -> UnitMean:
-    """How the channels that an axis of a tensor writes come together, of models that are `in_order`; width: how many
-    the merged model has.
+def unit_mean(alignment: Alignment | None, tensor: str, axis: int, width: int, part: slice = slice(None)) -> UnitMean:
+    """How the channels that an axis of a tensor (or a part of it) writes come together, of models that are `in_order`;
+    width: how many the merged model has.
 
-    Raises InputError where the order of the channels depends on another axis of the tensor.
+    Raises InputError where the order of the channels depends on another axis of the tensor, or crosses the part.
     """
     layout = layout_of(alignment, tensor)
     if alignment is None or layout is None or not zips_some(alignment, layout.dims[axis]):
         return UnitMean(None, width)
     fold = alignment.fold
     every = (gather_index(layout.dims[axis], alignment.symmetry, maps, (), fold.sizes) for maps in fold.maps)
-    return UnitMean(list(every), width)
+    return UnitMean([within(index, part) for index in every], width)
+
+
+def within(index: Tensor, part: slice) -> Tensor:
+    """Places of the rows of a part, counted from its first. Raises InputError where they lie outside of it."""
+    if part.start is None:
+        return index
+    places = index[part] - part.start
+    if int(places.min()) < 0 or int(places.max()) >= part.stop - part.start:
+        raise InputError("the alignment moves its units between the parts that the tensor is split into")
+    return places
 
 
 def zips_some(alignment: Alignment, axis: Layout) -> bool:

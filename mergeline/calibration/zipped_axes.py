@@ -9,7 +9,7 @@ from torch import Tensor
 from mergeline.alignment.alignment import Alignment
 from mergeline.calibration.program import Program, Values, Walk
 from mergeline.calibration.sites import Layer
-from mergeline.calibration.wanted import layout_of, moved, zips_some
+from mergeline.calibration.wanted import layout_of, moved, within, zips_some
 from mergeline.symmetry.permute import gather_index
 from mergeline.symmetry.trace import Inputs
 
@@ -36,9 +36,10 @@ def zipped_elsewhere(
     for layer in layers:
         before, after = (walk.run(walk.segment([layer.target]), run)[0] for walk, run in zip(walks, runs, strict=True))
         site = layer.sites[0]
-        layout = layout_of(alignment, site.tensors[0])
+        tensor, part = program.whole(site.tensors[0])
+        layout = layout_of(alignment, tensor)
         if layout is not None and zips_some(alignment, axis := layout.dims[site.output_axis]):
-            index = gather_index(axis, symmetry, permutations)
+            index = within(gather_index(axis, symmetry, permutations), part if site.output_axis == 0 else slice(None))
             before = before.index_select(site.form.channel % before.ndim, index.to(before.device))
         if float((after - before).abs().max()) > ROUNDING * float(before.abs().max()):
             yield layer

@@ -57,6 +57,24 @@ class Separable(nn.Module):
         return self.linear(self.drop(self.act(self.pointwise(x))).mean(dim=(2, 3)))
 
 
+class Crossed(nn.Module):
+    """Attention to other words, whose packed projection is split before it is used: in two parts, and in three."""
+
+    def __init__(self, width: int = 8, heads: int = 2) -> None:
+        super().__init__()
+        self.embed, self.other, self.third = nn.Linear(6, width), nn.Linear(6, width), nn.Linear(6, width)
+        self.two = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.three = nn.MultiheadAttention(width, heads, bias=False, batch_first=True)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, words, 6] -> [n, 5]."""
+        y, other, third = self.embed(x), self.other(x), self.third(x)
+        y = y + self.two(y, other, other, need_weights=False)[0]
+        y = y + self.three(y, other, third, need_weights=False)[0]
+        return self.head(y.mean(dim=1))
+
+
 class Mixing(nn.Module):
     """Layers over words and layers over channels: there a value has units on an axis that no layer writes at once."""
 
@@ -98,6 +116,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet": (lambda: resnet(blocks=(1, 2, 1), width=4, outputs=5), (1, 8, 8)),
     "separable": (Separable, (1, 8, 8)),
     "gated": (Gated, (3, 6)),
+    "crossed": (Crossed, (3, 6)),
     "mixing": (Mixing, (3, 6)),
     "branches": (Branches, (1, 6)),
 }

@@ -96,6 +96,11 @@ def test_layers_of_all_kinds_are_found() -> None:
     record = calibrated(build("gated"), [build("gated", 1)], None, batches("gated", 16)).record
     names = [layer.name for layer in record.layers]
     assert names == ["embed", "attention.in_proj_weight", "attention.out_proj", "gate", "up", "down", "head"]
+    record = calibrated(build("crossed"), [build("crossed", 1)], None, batches("crossed", 16)).record
+    names = [layer.name for layer in record.layers]
+    assert names[3:6] == ["two.in_proj_weight[0:8]", "two.in_proj_weight[8:24]", "two.out_proj"] and not record.kept
+    assert names[6:] == [*(f"three.in_proj_weight[{x}]" for x in ("0:8", "8:16", "16:24")), "three.out_proj", "head"]
+    assert record.layers[4].tensors == ("two.in_proj_weight", "two.in_proj_bias")
     record = calibrated(build("separable"), [build("separable", 1)], None, batches("separable", 16)).record
     names = [layer.name for layer in record.layers]
     assert names == ["stem", "norm", "grouped", "depthwise", "pointwise", "linear"]
