@@ -183,7 +183,7 @@ def _sites(program: Program, live: set[Node], kept: dict[str, str]) -> Iterator[
             folded |= {output, output.all_input_nodes[0]} if output.target not in _BATCH_NORMS else {output}
             site = Site(site.node, site.x, output, site.form, site.weight, site.bias, norm)
         if common := shared.intersection(site.tensors):
-            kept[site.name] = f"{sorted(common)[0]} is shared with another layer"
+            kept[site.name] = f"{sorted(common)[0]} is shared with another layer, or read several times"
             continue
         yield site
 
