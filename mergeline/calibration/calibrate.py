@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mergeline.alignment.alignment import Alignment
-from mergeline.calibration.findings import raised_ridge, skewed_set, small_set
+from mergeline.calibration.findings import grown_misses, raised_ridge, skewed_set, small_set
 from mergeline.calibration.forms import columns as columns_of
 from mergeline.calibration.heads import Heads
 from mergeline.calibration.program import Program
@@ -24,7 +25,8 @@ from mergeline.calibration.record import CalibrationRecord
 from mergeline.calibration.refit import Ridge, Runs, Wanted, check_finite, refit_layers
 from mergeline.calibration.shelf import Shelf
 from mergeline.calibration.sites import Found, Layer, find_layers
-from mergeline.calibration.wanted import unit_mean, with_places
+from mergeline.calibration.wanted import in_order, unit_mean
+from mergeline.calibration.zipped_axes import zipped_elsewhere
 from mergeline.errors import InputError
 from mergeline.symmetry.tap import model_inputs
 
@@ -98,17 +100,24 @@ def calibrate_and_record(
     """`calibrate` with a record of what it did, warnings among it."""
     _check_options(ridge, columns, last_layer, heads, len(modules))
     state, tasks = _states(merged, modules, alignment)
-    batches = iter(batches)
+    batches = filter(_holds_examples, batches)
     first = next(batches, None)
     if first is None:
         raise InputError("calibration: there are no calibration inputs; give at least one batch")
     program = Program(deepcopy(merged).float().eval(), model_inputs(first))
+    state |= {part: program.tensor(part, state) for part in program.parts}
     found = find_layers(program)
     final = _final_layer(found, needed=centre or last_layer is not None)
     chosen = [layer for layer in found.layers if (last_layer is not None if layer is final else layers)]
     record = CalibrationRecord(kept=dict(found.kept) if layers else {})
     known = Heads(heads) if heads is not None else None
-    chosen, wanted = _wanted(chosen, state, alignment, record)
+    chosen, wanted = _wanted(program, chosen, state, alignment, record)
+    if alignment is not None and alignment.zips:
+        for layer in list(zipped_elsewhere(program, chosen, tasks[0], alignment, model_inputs(first))):
+            chosen.remove(layer)
+            record.kept |= {
+                site.name: "has zipped units on another axis than its channels, too" for site in layer.sites
+            }
     if final in chosen and last_layer == "heads" and known is not None and final is not None:
         wanted[final.name] = known
     skew_of = final if centre and known is not None else None
@@ -119,9 +128,9 @@ def calibrate_and_record(
         refit_layers(runs, chosen, wanted, Ridge(ridge, columns), record)
         if centre and final is not None:
             _centre(runs, final, known, record)
-    found_short = [*small_set(record.layers), *raised_ridge(record.layers, ridge)]
+    found_short = [*small_set(record.layers), *grown_misses(record.layers), *raised_ridge(record.layers, ridge)]
     record.warnings += [*found_short, *skewed_set(record.shares)]
-    return Calibrated(_with_state(merged, state), record)
+    return Calibrated(_with_state(merged, program.joined(state)), record)
 
 
 def _check_options(
@@ -148,6 +157,9 @@ def _states(
     if alignment is not None and alignment.models != len(modules):
         raise InputError(f"calibration: {len(modules)} task models, but the alignment is of {alignment.models}")
     own = merged.state_dict()
+    if alignment is not None:
+        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        alignment.symmetry.check_shapes("calibration: the merged model and the alignment", shapes, units_only=True)
     device = next((x.device for x in own.values()), torch.device("cpu"))
     states = []
     for number, module in enumerate(modules):
@@ -159,8 +171,18 @@ def _states(
                     f"calibration: tensor '{name}' has the shape {list(tensor.shape)} in the merged model, and task "
                     f"model {number} has {has}; all must be of one architecture and width"
                 )
-        states.append(with_places(_floats(state, device), alignment, number))
+        if more := next((name for name in state if name not in own), None):
+            raise InputError(
+                f"calibration: task model {number} has a tensor '{more}', and the merged model has none of that name; "
+                "all must be of one architecture"
+            )
+        states.append(in_order(_floats(state, device), alignment, number))
     return _floats(own, device), states
+
+
+def _holds_examples(batch: Any) -> bool:
+    """Whether a batch is not empty; one that is says nothing."""
+    return all(len(x) > 0 for x in tree_leaves(model_inputs(batch)) if isinstance(x, Tensor) and x.ndim)
 
 
 def _floats(state: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -184,15 +206,23 @@ def _final_layer(found: Found, *, needed: bool) -> Layer | None:
 
 
 def _wanted(
-    layers: Sequence[Layer], state: Mapping[str, Tensor], alignment: Alignment | None, record: CalibrationRecord
+    program: Program,
+    layers: Sequence[Layer],
+    state: Mapping[str, Tensor],
+    alignment: Alignment | None,
+    record: CalibrationRecord,
 ) -> tuple[list[Layer], dict[str, Wanted]]:
     """The layers for which the units of the task models can be brought together, and how."""
     chosen, wanted = [], {}
     for layer in layers:
         site = layer.sites[0]
-        name = site.weight or site.tensors[0]
+        name = site.tensors[0]
         try:
-            wanted[layer.name] = unit_mean(alignment, name, site.output_axis, state[name].shape[site.output_axis])
+            tensor, rows = program.whole(name)
+            part = rows if site.output_axis == 0 else slice(None)
+            wanted[layer.name] = unit_mean(
+                alignment, tensor, site.output_axis, state[name].shape[site.output_axis], part
+            )
             chosen.append(layer)
         except InputError as fault:
             record.kept |= {site.name: str(fault) for site in layer.sites}

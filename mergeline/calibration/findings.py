@@ -23,6 +23,20 @@ def small_set(layers: Sequence[LayerRecord]) -> Iterator[str]:
         )
 
 
+def grown_misses(layers: Sequence[LayerRecord]) -> Iterator[str]:
+    """A warning where layers are further from the task models than before: on the columns they are fitted on, they are
+    not."""
+    worse = [layer for layer in layers if layer.after > 1.01 * layer.before + 1e-6]
+    if worse:
+        worst = max(worse, key=lambda layer: layer.after - layer.before)
+        others = f" (and so do {len(worse) - 1} other layers)" if len(worse) > 1 else ""
+        yield (
+            f"calibration: {worst.name} misses more of the task models' values after its refit than before "
+            f"({worst.after:.3f} of their variance, not {worst.before:.3f}){others}: {worst.columns} columns are too "
+            f"few for its {worst.inputs} inputs; raise `columns` or `ridge`, or give more calibration inputs"
+        )
+
+
 def raised_ridge(layers: Sequence[LayerRecord], ridge: float) -> Iterator[str]:
     """A warning where layers could not be solved with the ridge that was asked for."""
     raised = [layer for layer in layers if layer.ridge > ridge]

@@ -26,6 +26,10 @@ class Heads:
                 "calibration: heads must be one matrix [classes, outputs] per task model, all with as many outputs; "
                 f"they are {', '.join(str(list(head.shape)) for head in heads)}"
             )
+        if not all(head.isfinite().all() and head.any(dim=1).all() for head in heads):
+            raise InputError(
+                "calibration: heads hold NaN, Inf or a row of zeros, so outputs have no cosine with it; check them"
+            )
         self._heads = [normalize(head.double(), dim=1) for head in heads]
         self.rows, places = torch.cat(self._heads).unique(dim=0, return_inverse=True)
         self._places = places.split([len(head) for head in heads])

@@ -4,23 +4,30 @@ Averaging weights shrinks the variance of activations, so the running statistics
 its parents'. Measuring them anew is the one step after a merge that needs data, though no labels.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mergeline.errors import InputError
+from mergeline.evidence.measuring import run
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def reset_normalization(module: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> nn.Module:
+Batch = Tensor | Sequence[Any] | Mapping[str, Any]
+"""Inputs of a module: one, the first of several (labels follow), or named ones."""
+
+
+def reset_normalization(module: nn.Module, batches: Iterable[Batch]) -> nn.Module:
     """A copy of the module in eval mode whose running statistics are the mean over batches of the batches' own.
 
-    batches: inputs, or tuples whose first item is the input; each batch counts the same, whatever its size. They go
-    to the module's device. Only BatchNorm layers with running statistics measure; everything else (dropout too) stays
-    in eval mode. LayerNorm and GroupNorm keep no statistics: a model without BatchNorm is copied and no batch is read.
+    batches: inputs, tuples whose first item is the input, or mappings of named inputs; each batch counts the same,
+    whatever its size. They go to the module's device. Only BatchNorm layers with running statistics measure;
+    everything else (dropout too) stays in eval mode. LayerNorm and GroupNorm keep no statistics: a model without
+    BatchNorm is copied and no batch is read.
     Raises InputError where there is no batch, or a layer's statistics are not finite afterwards.
     """
     copy = deepcopy(module).eval()
@@ -52,12 +59,11 @@ def normalization_statistics(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _run(module: nn.Module, batches: Iterable[Tensor | Sequence[Tensor]]) -> int:
+def _run(module: nn.Module, batches: Iterable[Batch]) -> int:
     """Feed every batch through the module; how many there were."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
     count = 0
     with torch.no_grad():
         for batch in batches:
-            module((batch if isinstance(batch, Tensor) else batch[0]).to(device))
+            run(module, batch)
             count += 1
     return count

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mergeline.errors import InputError
 from mergeline.symmetry.interpret import storage_key
-from mergeline.symmetry.trace import Inputs, Trace, arguments, is_mutable, operation, tensors_of, trace
+from mergeline.symmetry.trace import Inputs, Trace, arguments, is_mutable, length_of, operation, tensors_of, trace
 
 Values = dict[str, Any]
 """What is known of one run: the value of each operation that a later one still reads, by the operation's name."""
@@ -24,7 +24,8 @@ Values = dict[str, Any]
 class Program:
     """The operations of a traced module, without changes in place.
 
-    nodes: in their order. stored: operation -> name of the tensor of the state dict that it stands for.
+    nodes: in their order. stored: operation -> name of the tensor of the state dict that it stands for, or of a part of
+    one that is split before it is used. parts: name of a part -> its tensor and its rows.
     """
 
     def __init__(self, module: nn.Module, inputs: Inputs) -> None:
@@ -39,6 +40,8 @@ class Program:
         self.stored = {by_name[place]: name for place, name in self._trace.stored.items() if place in by_name}
         constants = self._trace.constants.items()
         self.constants = {by_name[place]: value for place, value in constants if place in by_name}
+        self.parts: dict[str, tuple[str, slice]] = {}
+        self._find_parts()
         placed = {*self.stored, *self.constants}
         self.inputs = [node for node in self.nodes if node.op == "placeholder" and node not in placed]
         self.outputs = [node for node in graph.output_node().args[0] if isinstance(node, Node)]
@@ -81,7 +84,27 @@ class Program:
             node = left.pop()
             if node not in found:
                 found.add(node)
-                left += node.all_input_nodes
+                left += () if node in self.stored else node.all_input_nodes
+        return found
+
+    def whole(self, name: str) -> tuple[str, slice]:
+        """The tensor of the state dict that a name is a part of, and its rows there."""
+        return self.parts.get(name, (name, slice(None)))
+
+    def tensor(self, name: str, state: Mapping[str, Tensor]) -> Tensor:
+        """A tensor, or the part of one, of a model."""
+        if name in state:
+            return state[name]
+        whole, rows = self.parts[name]
+        return state[whole][rows]
+
+    def joined(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state with every part in its tensor."""
+        found = {name: tensor for name, tensor in state.items() if name not in self.parts}
+        for name in self.parts.keys() & state.keys():
+            whole, rows = self.parts[name]
+            places = torch.arange(rows.start, rows.stop, device=found[whole].device)
+            found[whole] = found[whole].index_copy(0, places, state[name])
         return found
 
     def shared(self) -> set[str]:
@@ -93,7 +116,24 @@ class Program:
         readers: dict[str, int] = {}
         for node, name in self.stored.items():
             readers[name] = readers.get(name, 0) + len(node.users)
-        return shared | {name for name, count in readers.items() if count > 1}
+        shared |= {name for name, count in readers.items() if count > 1}
+        return shared | {part for part, (whole, _) in self.parts.items() if whole in shared}
+
+    def _find_parts(self) -> None:
+        """Packed projections of attention: tensors that are only read in parts of their rows."""
+        for node in self.nodes:
+            split = node.args[0] if operation(node) in ("split", "split_with_sizes", "chunk") else None
+            if not isinstance(split, Node) or split not in self.stored:
+                continue
+            values, along = node.meta["val"], node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+            if along != 0 or not all(user.target is operator.getitem for user in node.users):
+                continue
+            whole = self.stored[split]
+            for user in node.users:
+                start = sum(len(value) for value in values[: user.args[1]])
+                stop = start + len(values[user.args[1]])
+                self.stored[user] = f"{whole}[{start}:{stop}]"
+                self.parts[self.stored[user]] = whole, slice(start, stop)
 
 
 @dataclass(frozen=True)
@@ -156,7 +196,7 @@ class Walk:
     def value(self, node: Node, values: Mapping[str, Any]) -> Any:
         """The value of an operation in a run that has come past it."""
         if node in self.program.stored:
-            return self.state[self.program.stored[node]]
+            return self.program.tensor(self.program.stored[node], self.state)
         return self.program.constants[node] if node in self.program.constants else values[node.name]
 
 
@@ -176,7 +216,7 @@ def _trace_of(module: nn.Module, inputs: Inputs) -> Trace:
 def shape_of(node: Any) -> tuple[Any, ...]:
     """The shape of an operation's value in the trace, with the names of lengths that vary; () where it is no tensor."""
     value = node.meta.get("val") if isinstance(node, Node) else None
-    return tuple(n if isinstance(n, int) else str(n) for n in value.shape) if isinstance(value, Tensor) else ()
+    return tuple(map(length_of, value.shape)) if isinstance(value, Tensor) else ()
 
 
 def _without_changes_in_place(graph: Graph) -> None:

@@ -100,15 +100,19 @@ def refit_layers(
     Raises InputError where activations are not finite. Layers whose inputs do not vary keep their weights.
     """
     for layer in tqdm(layers, desc="calibrate", unit="layer", disable=None):
-        changed = _LayerRefit(runs, layer, wanted[layer.name], options).run()
-        if changed is None:
-            record.kept[layer.name] = "its inputs do not vary on the calibration set"
-            record.warnings.append(
-                f"calibration: the inputs of {layer.name} are the same everywhere in the calibration set, so it keeps "
-                "its weights; is the layer in front of it dead?"
-            )
-        else:
+        refit = _LayerRefit(runs, layer, wanted[layer.name], options)
+        if (changed := refit.run()) is not None:
             record.layers.append(changed)
+            continue
+        record.kept[layer.name] = "its inputs do not vary on the calibration set"
+        single = refit.moments.count == 1
+        record.warnings.append(
+            f"calibration: there is one column alone to find the weights of {layer.name} from, so it keeps them; give "
+            "more calibration inputs"
+            if single
+            else f"calibration: the inputs of {layer.name} are the same everywhere in the calibration set, so it keeps "
+            "its weights; is the layer in front of it dead?"
+        )
 
 
 class _LayerRefit:
@@ -142,7 +146,8 @@ class _LayerRefit:
         self._finish()
         if not solver.varies:
             return None
-        names = tuple(name for site in self.layer.sites for name in site.tensors)
+        changed = (self.runs.program.whole(name)[0] for site in self.layer.sites for name in site.tensors)
+        names = tuple(dict.fromkeys(changed))
         sizes = self.moments.inputs.shape[1], self.moments.count
         return LayerRecord(self.layer.name, names, *sizes, before, self.error.share, solver.condition, solver.ridge)
 
@@ -229,14 +234,14 @@ class _LayerRefit:
     def _add_missing(self, missing: Tensor, xs: Sequence[Tensor], maps: Sequence[Taps] = ()) -> None:
         """Add what is missing in a batch and its products with the inputs. maps: their columns, if at hand."""
         rows = self._rows(missing)
-        if self.places is not None or not isinstance(self.form, Convolution):
+        forms = [form for site in self.layer.sites if isinstance(form := site.form, Convolution)]
+        if self.places is not None or len(forms) < len(self.layer.sites):
             self.moments.add_missing(rows, maps or self._taps(xs))
             return
         total, parts = rows.sum(dim=2).double(), []
-        for site, x, shift in zip(self.layer.sites, xs, self.shifts, strict=True):
-            assert isinstance(site.form, Convolution)
-            off = torch.einsum("gm,gk->gmk", total, site.form.by_input(shift).double())
-            parts.append(site.form.cross(x, missing).double() - off)
+        for form, x, shift in zip(forms, xs, self.shifts, strict=True):
+            off = torch.einsum("gm,gk->gmk", total, form.by_input(shift).double())
+            parts.append(form.cross(x, missing).double() - off)
         self.moments.add_cross(torch.cat(parts, dim=2), total)
 
     def _rows(self, values: Tensor) -> Tensor:
@@ -261,13 +266,14 @@ class _LayerRefit:
     def _write(self, weights: Sequence[tuple[Tensor, Tensor]], solver: Solver) -> None:
         start = 0
         for site, (weight, bias) in zip(self.layer.sites, weights, strict=True):
-            matrix = site.form.to_matrix(weight).double()
+            seen = weight if site.weight else torch.ones_like(weight)  # by the normalisation: its input, if no layer's
+            matrix = site.form.to_matrix(seen).double()
             size = matrix.shape[2]
             whole = matrix.new_zeros(*matrix.shape[:2], self.moments.inputs.shape[1])
             whole[:, :, start : start + size] = matrix
             start += size
             mean, variance = solver.means(whole).flatten().float(), solver.spread(whole).flatten().float()
-            self.runs.state.update(site.unfolded(weight, bias, mean, variance, self.runs.state))
+            self.runs.state.update(site.unfolded(weight, bias, mean, variance))
 
 
 class _Error:

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from mergeline.calibration.forms import Convolution, Form, Linear, Scale
 from mergeline.calibration.program import Program, is_item, shape_of
-from mergeline.symmetry.trace import operation
+from mergeline.symmetry.trace import operation, tensors_of
 
 State = Mapping[str, Tensor]
 
@@ -92,23 +92,25 @@ class Site:
         """The axis of the weight that holds the outputs."""
         return 1 if isinstance(self.form, Linear) and self.form.transposed else 0
 
-    def unfolded(self, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, state: State) -> dict[str, Tensor]:
-        """The tensors that make weight and bias; mean and variance [outputs]: of what the weight gives without bias.
+    def unfolded(self, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> dict[str, Tensor]:
+        """The tensors that make weight and bias. mean, variance [outputs]: of what a normalisation sees, which is what
+        the weight gives without bias; of the input where the normalisation is all there is.
 
         The normalisation gets the statistics of what it now sees, and takes them back by its own scale and shift, so
         that measuring the statistics anew later does what it does for any model.
         """
-        if self.weight is None:
-            assert self.norm is not None
-            root = (state[self.norm.variance] + self.norm.eps).sqrt()
-            return {self.norm.weight: weight * root, self.norm.bias: bias + state[self.norm.mean] * weight}
+        own: dict[str, Tensor] = {}
+        if self.weight is not None:
+            own[self.weight] = weight
+        if self.bias is not None:
+            own[self.bias] = bias if self.norm is None else torch.zeros_like(bias)
         if self.norm is None:
-            return {self.weight: weight} | ({self.bias: bias} if self.bias else {})
-        return {
-            self.weight: weight,
-            **({self.bias: torch.zeros_like(bias)} if self.bias else {}),
-            self.norm.weight: (variance + self.norm.eps).sqrt(),
-            self.norm.bias: bias + mean,
+            return own
+        scale = (variance + self.norm.eps).sqrt()
+        factor = torch.ones_like(scale) if self.weight is not None else weight
+        return own | {
+            self.norm.weight: scale * factor,
+            self.norm.bias: bias + mean * factor,
             self.norm.mean: mean,
             self.norm.variance: variance,
         }
@@ -152,13 +154,17 @@ def find_layers(program: Program) -> Found:
     by_target: dict[Node, list[Site]] = {}
     for site in sites:
         by_target.setdefault(_summed(site.output, live), []).append(site)
-    for target in sorted(by_target, key=program.place.__getitem__):
-        joint = _solvable_together(by_target[target], found.kept)
+    state = tensors_of(program.module)
+    entries = {name: program.tensor(name, state).numel() for name in (*state, *program.parts)}
+    for target, some in by_target.items():
+        joint = _solvable_together(some, entries)
+        found.layers += [Layer((site,), site.output) for site in some if site not in joint]
         own = {site.output for site in joint}
         rest = tuple(term for term in _terms(target, own, live) if term not in own)
         readers = _readers(target, live)
         relu = len(readers) == 1 and operation(readers[0]) == "relu"
         found.layers.append(Layer(tuple(joint), target, rest, relu, target is final))
+    found.layers.sort(key=lambda layer: program.place[layer.target])
     return found
 
 
@@ -177,7 +183,7 @@ def _sites(program: Program, live: set[Node], kept: dict[str, str]) -> Iterator[
             folded |= {output, output.all_input_nodes[0]} if output.target not in _BATCH_NORMS else {output}
             site = Site(site.node, site.x, output, site.form, site.weight, site.bias, norm)
         if common := shared.intersection(site.tensors):
-            kept[site.name] = f"{sorted(common)[0]} is shared with another layer"
+            kept[site.name] = f"{sorted(common)[0]} is shared with another layer, or read several times"
             continue
         yield site
 
@@ -326,22 +332,14 @@ def _is_within(output: Node, total: Node, live: set[Node]) -> bool:
     return True
 
 
-def _solvable_together(sites: Sequence[Site], kept: dict[str, str]) -> list[Site]:
-    """The sites with as many groups as the first of those with the most weights; others keep theirs."""
-    by_groups: dict[int, list[Site]] = {}
+def _solvable_together(sites: Sequence[Site], entries: Mapping[str, int]) -> list[Site]:
+    """The sites with as many groups on the same axis as those with the most weights; others are solved by themselves,
+    before: the sum then makes up for what they miss. entries: of every tensor."""
+    alike: dict[tuple[int, int], list[Site]] = {}
     for site in sites:
-        by_groups.setdefault(site.form.groups, []).append(site)
-    sizes = {groups: sum(_size(site) for site in some) for groups, some in by_groups.items()}
-    chosen = max(sizes, key=lambda groups: sizes[groups])
-    for groups, some in by_groups.items():
-        for site in some if groups != chosen else ():
-            kept[site.name] = f"is added to {by_groups[chosen][0].name}, which has other groups and is refit instead"
-    return by_groups[chosen]
-
-
-def _size(site: Site) -> int:
-    weight = site.node.args[1] if site.weight else None
-    return torch.Size(shape_of(weight)).numel() if isinstance(weight, Node) else 1
+        axis = site.form.channel % len(shape_of(site.output))
+        alike.setdefault((site.form.groups, axis), []).append(site)
+    return max(alike.values(), key=lambda some: sum(entries[site.tensors[0]] for site in some))
 
 
 def _readers(node: Node, live: set[Node]) -> list[Node]:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mergeline.alignment.alignment import Alignment
 from mergeline.errors import InputError
-from mergeline.symmetry.layout import Fixed
-from mergeline.symmetry.permute import gather_index, permute_tensor
+from mergeline.symmetry.layout import Layout, families_of
+from mergeline.symmetry.permute import Permutations, gather_index, permute_tensor
 from mergeline.symmetry.symmetry import ParameterLayout
 
 
@@ -42,48 +42,55 @@ class UnitMean:
         return total * self._share.float().to(total.device).reshape(shape)
 
 
-def with_places(state: Mapping[str, Tensor], alignment: Alignment | None, model: int) -> dict[str, Tensor]:
-    """The tensors of a task model with what only labels places (register tokens) in the merged model's order.
+def in_order(state: Mapping[str, Tensor], alignment: Alignment | None, model: int) -> dict[str, Tensor]:
+    """The tensors of a task model in the merged model's unit order, as far as that is one: units to zip follow.
 
-    Values of all models then have the same at each place; units that are told apart by what they do stay as they are.
+    The model computes the same, and on every axis of its values, not that of a layer's channels alone, units stand
+    where those of the other models do.
     """
-    if alignment is None:
-        return dict(state)
-    moved = _only(alignment, model, active=False)
-    layouts = {name: _layout(alignment, name) for name in state}
+    return dict(state) if alignment is None else moved(state, alignment, alignment.permutations[model])
+
+
+def moved(state: Mapping[str, Tensor], alignment: Alignment, permutations: Permutations) -> dict[str, Tensor]:
+    """The tensors of a model after permutations of the alignment's units."""
+    layouts = {name: layout_of(alignment, name) for name in state}
     return {
-        name: permute_tensor(x, layout, alignment.symmetry, moved) if (layout := layouts[name]) else x
+        name: permute_tensor(x, layout, alignment.symmetry, permutations) if (layout := layouts[name]) else x
         for name, x in state.items()
     }
 
 
-def _only(alignment: Alignment, model: int, *, active: bool) -> dict[str, Tensor]:
-    """The permutations of a model for units that do something, or for the others; the rest stays in place."""
-    symmetry = alignment.symmetry
-    moved = alignment.permutations[model]
-    return {name: moved[name] if (name in symmetry.active) == active else x for name, x in symmetry.identity().items()}
+def unit_mean(alignment: Alignment | None, tensor: str, axis: int, width: int, part: slice = slice(None)) -> UnitMean:
+    """How the channels that an axis of a tensor (or a part of it) writes come together, of models that are `in_order`;
+    width: how many the merged model has.
 
-
-def unit_mean(alignment: Alignment | None, tensor: str, axis: int, width: int) -> UnitMean:
-    """How the channels that an axis of a tensor writes come together; width: how many the merged model has.
-
-    Raises InputError where the order of the channels depends on another axis of the tensor.
+    Raises InputError where the order of the channels depends on another axis of the tensor, or crosses the part.
     """
-    layout = _layout(alignment, tensor)
-    if alignment is None or layout is None or isinstance(layout.dims[axis], Fixed):
+    layout = layout_of(alignment, tensor)
+    if alignment is None or layout is None or not zips_some(alignment, layout.dims[axis]):
         return UnitMean(None, width)
-    symmetry, fold = alignment.symmetry, alignment.fold
-    places = []
-    for model in range(alignment.models):
-        old = gather_index(layout.dims[axis], symmetry, _only(alignment, model, active=True))
-        merged = gather_index(layout.dims[axis], symmetry, fold.maps[model], (), fold.sizes)
-        where = torch.empty_like(merged)
-        where[old] = merged
-        places.append(where)
-    return UnitMean(places, width)
+    fold = alignment.fold
+    every = (gather_index(layout.dims[axis], alignment.symmetry, maps, (), fold.sizes) for maps in fold.maps)
+    return UnitMean([within(index, part) for index in every], width)
 
 
-def _layout(alignment: Alignment | None, tensor: str) -> ParameterLayout | None:
+def within(index: Tensor, part: slice) -> Tensor:
+    """Places of the rows of a part, counted from its first. Raises InputError where they lie outside of it."""
+    if part.start is None:
+        return index
+    places = index[part] - part.start
+    if int(places.min()) < 0 or int(places.max()) >= part.stop - part.start:
+        raise InputError("the alignment moves its units between the parts that the tensor is split into")
+    return places
+
+
+def zips_some(alignment: Alignment, axis: Layout) -> bool:
+    """Whether an axis of a tensor holds units that are zipped."""
+    return not alignment.zips.keys().isdisjoint(families_of(axis))
+
+
+def layout_of(alignment: Alignment | None, tensor: str) -> ParameterLayout | None:
+    """Which units the axes of a tensor hold; None where it holds none."""
     if alignment is None:
         return None
     parameters = alignment.symmetry.parameters

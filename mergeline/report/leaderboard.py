@@ -323,6 +323,8 @@ def _fields(plan: Plan, *, exclude_unset: bool) -> Iterator[tuple[str, Value]]:
     sections = {"align": plan.align, "merge": plan.merge, "calibrate": plan.calibrate}
     for section, said in sections.items():
         dumped = said.model_dump(mode="json", exclude_unset=exclude_unset) if said else {}
+        if plan.calibrate and "control_data" in dumped and (other := plan.calibrate.control_data):
+            dumped["control_data"] = other.place
         for name, value in dumped.items():
             plain = isinstance(value, int | float | str) and not isinstance(value, bool)
             yield f"{section}.{name}", value if plain else "" if value is None else str(value)

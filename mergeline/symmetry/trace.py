@@ -64,7 +64,7 @@ class Trace:
         """The length of the inputs' first axis if the trace holds for that length only; None if for any."""
         inputs = set(self.program.graph_signature.user_inputs)
         values = [node.meta.get("val") for node in self.program.graph.nodes if node.name in inputs]
-        lengths = [x.shape[0] for x in values if isinstance(x, Tensor) and x.ndim]
+        lengths = [length_of(x.shape[0]) for x in values if isinstance(x, Tensor) and x.ndim]
         return next((n for n in lengths if isinstance(n, int)), None)
 
     @cached_property
@@ -124,6 +124,12 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
     if not any(isinstance(output, Node) for output in program.graph.output_node().args[0]):
         raise InputError(f"symmetry of {type(module).__name__}: it returns no tensors, so any change would go unseen")
     return Trace(program, node_names(program.graph))
+
+
+def length_of(length: int | torch.SymInt) -> int | str:
+    """The length of an axis in a trace, or its name where it varies; some that began as varying turned out fixed."""
+    known = length if isinstance(length, int) else length.node.maybe_as_int()
+    return str(length) if known is None else int(known)
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:

@@ -5,10 +5,11 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import relu, silu
 
 from mergeline.alignment.alignment import Alignment
 from mergeline.alignment.apply import apply_alignment
+from mergeline.alignment.fold import Zip
 from mergeline.models.resnet import resnet
 from mergeline.symmetry.derive import derive_symmetry
 
@@ -56,10 +57,68 @@ class Separable(nn.Module):
         return self.linear(self.drop(self.act(self.pointwise(x))).mean(dim=(2, 3)))
 
 
+class Crossed(nn.Module):
+    """Attention to other words, whose packed projection is split before it is used: in two parts, and in three."""
+
+    def __init__(self, width: int = 8, heads: int = 2) -> None:
+        super().__init__()
+        self.embed, self.other, self.third = nn.Linear(6, width), nn.Linear(6, width), nn.Linear(6, width)
+        self.two = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.three = nn.MultiheadAttention(width, heads, bias=False, batch_first=True)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, words, 6] -> [n, 5]."""
+        y, other, third = self.embed(x), self.other(x), self.third(x)
+        y = y + self.two(y, other, other, need_weights=False)[0]
+        y = y + self.three(y, other, third, need_weights=False)[0]
+        return self.head(y.mean(dim=1))
+
+
+class Mixing(nn.Module):
+    """Layers over words and layers over channels: there a value has units on an axis that no layer writes at once."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(6, width), nn.LayerNorm(width)
+        self.words, self.back = nn.Linear(3, 5), nn.Linear(5, 3)
+        self.up, self.down = nn.Linear(width, 12), nn.Linear(12, width)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, words, 6] -> [n, 5]."""
+        x = self.embed(x)
+        x = x + self.back(silu(self.words(self.norm(x).transpose(1, 2)))).transpose(1, 2)
+        x = x + self.down(silu(self.up(x)))
+        return self.head(x.mean(dim=1))
+
+
+class Branches(nn.Module):
+    """Sums of what cannot be one map: convolutions with a bare BatchNorm, and a layer over places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(1, 6, 3, padding=1)
+        self.wide = nn.Conv1d(6, 6, 3, padding=1, groups=6, bias=False)
+        self.norm1, self.norm2, self.norm3 = nn.BatchNorm1d(6), nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+        self.full, self.conv, self.places = nn.Conv1d(6, 6, 1), nn.Conv1d(6, 6, 3, padding=1), nn.Linear(6, 6)
+        self.linear = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, 1, 6] -> [n, 5]."""
+        x = relu(self.stem(x))
+        x = relu(self.norm1(self.wide(x)) + self.norm2(x))
+        x = relu(self.full(x) + self.norm3(x))
+        return self.linear(relu(self.conv(x) + self.places(x)).mean(dim=2))
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet": (lambda: resnet(blocks=(1, 2, 1), width=4, outputs=5), (1, 8, 8)),
     "separable": (Separable, (1, 8, 8)),
     "gated": (Gated, (3, 6)),
+    "crossed": (Crossed, (3, 6)),
+    "mixing": (Mixing, (3, 6)),
+    "branches": (Branches, (1, 6)),
 }
 
 
@@ -90,6 +149,21 @@ def twins(name: str) -> tuple[nn.Module, nn.Module, Alignment]:
     other = deepcopy(module)
     other.load_state_dict(apply_alignment(module.state_dict(), alignment.inverse(), 1))
     return module, other, alignment
+
+
+def zipped_twins(name: str) -> tuple[nn.Module, nn.Module, Alignment]:
+    """The same with zips: each unit of the first with that unit of the second, the others' outer units in order."""
+    module, other, alignment = twins(name)
+    symmetry, moves = alignment.symmetry, alignment.permutations[1]
+    outer = {over for family in symmetry.families.values() for over in family.over}
+    stay = symmetry.identity()
+    zips = {
+        family: Zip(torch.stack([stay[family], moves[family].argsort(dim=-1)]), size)
+        for family, size in symmetry.sizes.items()
+        if family not in outer
+    }
+    second = {family: stay[family] if family in zips else move for family, move in moves.items()}
+    return module, other, Alignment(symmetry, (stay, second), zips=zips)
 
 
 def disturbed(module: nn.Module, share: float = 0.2) -> nn.Module:

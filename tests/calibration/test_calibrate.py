@@ -1,6 +1,7 @@
 """Closed-form calibration: its laws, what it gains, what it leaves alone, and what it refuses."""
 
 import warnings
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -14,7 +15,7 @@ from mergeline.alignment.fold import Zip
 from mergeline.calibration import shelf
 from mergeline.calibration.calibrate import Calibrated, calibrate_and_record
 from mergeline.errors import InputError
-from tests.calibration.calibrated_models import MODELS, batches, build, difference, disturbed, twins
+from tests.calibration.calibrated_models import MODELS, batches, build, difference, disturbed, twins, zipped_twins
 
 pytestmark = pytest.mark.filterwarnings("ignore:calibration")
 OPTIONS: dict[str, Any] = {"centre": False, "last_layer": "mean", "layers": True, "ridge": 1e-2, "columns": None}
@@ -27,9 +28,10 @@ def calibrated(
     return calibrate_and_record(merged, modules, alignment, data, **OPTIONS | options)
 
 
+@pytest.mark.parametrize("pair", [twins, zipped_twins])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_merge_of_equal_models_stays_what_it_is(name: str) -> None:
-    module, other, alignment = twins(name)
+def test_a_merge_of_equal_models_stays_what_it_is(name: str, pair: Callable[[str], Any]) -> None:
+    module, other, alignment = pair(name)
     found = calibrated(module, [module, other], alignment, batches(name, 16, 16))
     assert difference(module, found.module, batches(name, 8, seed=9)[0]) <= 1e-4
     assert found.record.layers and all(layer.before <= 1e-8 for layer in found.record.layers)
@@ -65,6 +67,22 @@ def test_a_disturbed_model_is_led_back_to_its_task_models(name: str) -> None:
     assert not found.record.warnings
 
 
+@pytest.mark.parametrize("name", ["resnet", "separable", "branches"])
+def test_statistics_measured_anew_afterwards_change_nothing(name: str) -> None:
+    """An evaluation does that; the normalisation in front of a layer must have the statistics of what it now sees."""
+    module, other, alignment = twins(name)
+    data = batches(name, 200)
+    found = calibrated(disturbed(module), [module, other], alignment, data)
+    again = ml.reset_normalization(found.module, data)
+    assert difference(found.module, again, batches(name, 8, seed=9)[0]) <= 1e-3
+
+
+def test_terms_of_a_sum_that_are_no_one_map_with_the_others_are_refit_before_it() -> None:
+    record = calibrated(build("branches"), [build("branches", 1)], None, batches("branches", 16)).record
+    assert [x.name for x in record.layers] == ["stem", "wide + norm2", "norm3", "full", "places", "conv", "linear"]
+    assert not record.kept
+
+
 def test_every_layer_is_refit_jointly_where_outputs_are_summed() -> None:
     module, other, alignment = twins("resnet")
     names = [
@@ -78,6 +96,11 @@ def test_layers_of_all_kinds_are_found() -> None:
     record = calibrated(build("gated"), [build("gated", 1)], None, batches("gated", 16)).record
     names = [layer.name for layer in record.layers]
     assert names == ["embed", "attention.in_proj_weight", "attention.out_proj", "gate", "up", "down", "head"]
+    record = calibrated(build("crossed"), [build("crossed", 1)], None, batches("crossed", 16)).record
+    names = [layer.name for layer in record.layers]
+    assert names[3:6] == ["two.in_proj_weight[0:8]", "two.in_proj_weight[8:24]", "two.out_proj"] and not record.kept
+    assert names[6:] == [*(f"three.in_proj_weight[{x}]" for x in ("0:8", "8:16", "16:24")), "three.out_proj", "head"]
+    assert record.layers[4].tensors == ("two.in_proj_weight", "two.in_proj_bias")
     record = calibrated(build("separable"), [build("separable", 1)], None, batches("separable", 16)).record
     names = [layer.name for layer in record.layers]
     assert names == ["stem", "norm", "grouped", "depthwise", "pointwise", "linear"]
@@ -91,7 +114,37 @@ def test_what_cannot_be_refit_is_listed() -> None:
     record = calibrated(module, [deepcopy(module)], None, [torch.randn(30, 8)]).record
     assert [layer.name for layer in record.layers] == ["5"]
     shared, other = record.kept.values()
-    assert "is shared with another layer" in shared and other == "is read by conv_transpose1d, which is no linear layer"
+    assert (
+        "is shared with another layer, or read several times" in shared
+        and other == "is read by conv_transpose1d, which is no linear layer"
+    )
+
+
+class Stored(nn.Module):
+    """A layer whose weight is stored the other way round, as GPT-2 has it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
+
+
+def test_weights_may_be_stored_the_other_way_round() -> None:
+    torch.manual_seed(0)
+    merged, module = (nn.Sequential(Stored(6, 8), nn.ReLU(), Stored(8, 4)) for _ in range(2))
+    found = calibrated(merged, [module], None, [torch.randn(200, 3, 6)], ridge=1e-6)
+    assert [layer.name for layer in found.record.layers] == ["0", "2"]
+    assert difference(module, found.module, torch.randn(8, 3, 6)) <= 1e-2
+
+
+def test_layers_whose_values_hold_zipped_units_on_two_axes_keep_their_weights() -> None:
+    module, other, alignment = zipped_twins("mixing")
+    record = calibrated(module, [module, other], alignment, batches("mixing", 16)).record
+    assert [layer.name for layer in record.layers] == ["embed", "up", "down", "head"]
+    reason = "has zipped units on another axis than its channels, too"
+    assert record.kept == {"words": reason, "back": reason}
 
 
 LAST = {"linear.weight", "linear.bias"}
@@ -225,6 +278,21 @@ def test_too_few_inputs_are_warned_of_with_numbers() -> None:
         ml.calibrate(module, [module], None, batches("resnet", 64), layers=False, centre=False)
 
 
+def test_one_example_is_said_to_be_too_few() -> None:
+    module = build("resnet")
+    with pytest.warns(UserWarning, match="one column alone to find the weights of linear from"):
+        ml.calibrate(module, [module], None, batches("resnet", 1), layers=False, centre=False)
+
+
+def test_layers_that_miss_more_than_before_are_warned_of_with_numbers() -> None:
+    merged, module = disturbed(build("resnet"), 0.05), build("resnet")
+    found = calibrated(merged, [module], None, batches("resnet", 30), columns=40, ridge=1e-6)
+    worse = max(found.record.layers, key=lambda layer: layer.after - layer.before)
+    (sentence,) = [x for x in found.record.warnings if "misses more" in x]
+    assert worse.after > worse.before
+    assert f"{worse.name} misses more" in sentence and f"({worse.after:.3f} of" in sentence and "raise" in sentence
+
+
 def test_a_ridge_too_small_for_the_data_is_raised_with_a_warning() -> None:
     merged = disturbed(build("resnet"))
     found = calibrated(merged, [build("resnet")], None, batches("resnet", 5), ridge=1e-9)
@@ -275,7 +343,10 @@ REFUSED = {
     "2 heads for 1 task models": {"heads": [torch.ones(2, 5), torch.ones(2, 5)]},
     "one matrix .*they are \\[2\\]": {"heads": [torch.ones(2)]},
     "heads read 7 outputs .*shape \\[16, 5\\]": {"last_layer": "heads", "heads": [torch.ones(2, 7)]},
+    "heads hold NaN, Inf or a row of zeros": {"last_layer": "heads", "heads": [torch.full((2, 5), torch.nan)]},
+    "heads hold .*row of zeros": {"last_layer": "heads", "heads": [torch.eye(5)[:2] * 0]},
     "no calibration inputs": {"data": []},
+    "there are no calibration inputs": {"data": [torch.ones(0, 1, 8, 8)]},
     "no task models": {"modules": []},
     "task models' values at layer2.0.conv1 hold NaN": {"modules": [nan_model()]},
     "merged model's inputs of conv1 hold NaN": {"data": [torch.full((8, 1, 8, 8), torch.nan)]},
@@ -293,6 +364,25 @@ def test_what_does_not_fit_is_refused_in_one_sentence(message: str) -> None:
     given: dict[str, Any] = {"modules": [build("resnet")], "data": batches("resnet", 16)} | REFUSED[message]
     with pytest.raises(InputError, match=message):
         calibrated(build("resnet"), given.pop("modules"), None, given.pop("data"), **given)
+
+
+class Prefixed(nn.Module):
+    """A token in front of all others, as long as the batch is: `len` makes the trace hold for that length alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.linear = nn.Parameter(torch.randn(1, 1, 4)), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(torch.cat([self.token.expand(len(x), -1, -1), x], dim=1).mean(dim=1))
+
+
+def test_a_module_for_batches_of_one_size_is_refused_others_in_one_sentence() -> None:
+    torch.manual_seed(0)
+    merged, modules, data = Prefixed(), [Prefixed()], torch.randn(24, 2, 4)
+    assert calibrated(merged, modules, None, data.split(8)).record.layers
+    with pytest.raises(InputError, match=r"shape \[4, 2, 4\], but .* only be traced for batches of one size \(10\)"):
+        calibrated(merged, modules, None, data.split(10))
 
 
 def test_it_is_said_that_the_merged_models_values_are_not_finite() -> None:
@@ -318,6 +408,24 @@ def test_models_of_other_shapes_and_alignments_of_other_numbers_are_refused() ->
         calibrated(module, [other], alignment, batches("resnet", 8))
 
 
+def test_models_with_more_tensors_and_alignments_of_another_architecture_are_refused() -> None:
+    module, larger = build("resnet"), build("resnet")
+    larger.more = nn.Linear(2, 2)
+    with pytest.raises(InputError, match=r"task model 1 has a tensor 'more\.weight', and the merged model has none"):
+        calibrated(module, [module, larger], None, batches("resnet", 8))
+    merged, other, _ = twins("gated")
+    with pytest.raises(InputError, match=r"tensor .* of the architecture is missing"):
+        calibrated(merged, [merged, other], twins("resnet")[2], batches("gated", 8))
+
+
+def test_empty_batches_say_nothing() -> None:
+    merged, module, data = disturbed(build("resnet")), build("resnet"), batches("resnet", 16)
+    empty = torch.ones(0, 1, 8, 8)
+    first = calibrated(merged, [module], None, data)
+    second = calibrated(merged, [module], None, [empty, *data, empty])
+    assert not changed(first.module, second.module)
+
+
 @pytest.mark.parametrize(("options", "message"), [({"centre": True}, "has no bias"), ({}, "")])
 def test_a_last_layer_without_bias_cannot_be_centred(options: dict[str, Any], message: str) -> None:
     module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3, bias=False))
@@ -330,6 +438,6 @@ def test_a_last_layer_without_bias_cannot_be_centred(options: dict[str, Any], me
 
 def test_a_model_without_a_last_linear_layer_can_be_refit_but_not_centred() -> None:
     module = nn.Sequential(nn.Linear(4, 8), nn.LogSoftmax(dim=1))
-    with pytest.raises(InputError, match="no linear layer or convolution gives the model's output"):
+    with pytest.raises(InputError, match="no linear layer or convolution that can be refit gives"):
         calibrated(module, [module], None, [torch.randn(20, 4)], centre=True)
     assert len(calibrated(module, [module], None, [torch.randn(20, 4)], last_layer=None).record.layers) == 1

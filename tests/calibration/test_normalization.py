@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mergeline.calibration.normalization import reset_normalization
+from mergeline.calibration.normalization import Batch, reset_normalization
 from mergeline.errors import InputError
 from mergeline.models.resnet import resnet
 
@@ -81,11 +81,11 @@ def test_dropout_stays_off_while_measuring() -> None:
     assert torch.equal(*(reset_normalization(model(), batches(8)).state_dict()["3.running_var"] for _ in range(2)))
 
 
-def test_tuples_are_read_as_input_and_the_rest() -> None:
+@pytest.mark.parametrize("given", [lambda x: (x, torch.zeros(len(x))), lambda x: {"input": x}])
+def test_inputs_may_come_before_others_in_a_tuple_or_by_name(given: Callable[[Tensor], Batch]) -> None:
     data = batches(6, 6)
-    pairs = [(batch, torch.zeros(len(batch))) for batch in data]
-    plain, paired = reset_normalization(model(), data), reset_normalization(model(), pairs)
-    assert torch.equal(plain.state_dict()["3.running_var"], paired.state_dict()["3.running_var"])
+    plain, other = reset_normalization(model(), data), reset_normalization(model(), [given(batch) for batch in data])
+    assert torch.equal(plain.state_dict()["3.running_var"], other.state_dict()["3.running_var"])
 
 
 @pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.BatchNorm1d(4, track_running_stats=False)])

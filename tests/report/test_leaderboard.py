@@ -238,6 +238,12 @@ def test_a_calibration_is_a_setting_and_a_method_of_its_own():
     assert settings == [["", "", ""], ["True", "mean", "True"], ["", "", ""], ["True", "mean", "True"]]
 
 
+def test_data_of_another_domain_stand_in_the_settings_in_a_few_words():
+    plan = cell({"method": "average"}, calibrate={"control_data": {"dataset": "fashion", "where": {"domain": "half"}}})
+    (row,) = Leaderboard.of(plan, [Measured(cell=Cell(name="c", plan=plan), scores=scores(0.1, 0.1))]).rows
+    assert row.settings["calibrate.control_data"] == "fashion/calibration half"
+
+
 def test_only_cells_are_chosen():
     plan = cell({"method": "average"}, calibrate={})
     beside = [scores(0.1, 0.9).model_copy(update={"name": "control-first", "label": "control"})]
