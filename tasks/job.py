@@ -261,7 +261,7 @@ class Job:
         """Arguments of every stage that measures a merged model on these domains."""
         named = [task.classes for task in self.plan.joint_tasks]
         return {
-            "architecture": self.architecture,
+            "architecture": self.architecture.model_copy(update={"device": self.plan.evaluation.device}),
             "domains": domains,
             "classes": None if None in named else sorted({number for classes in named for number in classes or ()}),
             "calibration_batch": self.plan.calibration.batch_size if self.plan.calibration else None,

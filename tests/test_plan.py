@@ -114,6 +114,7 @@ def test_overrides_reach_every_depth():
             r"checkpoints\[2\].base: 'a-clean-02478' starts from initial, 'base-a' does not",
         ),
         ("checkpoints[0].name=initial", r"checkpoints\[0\].name: 'initial' is the name of"),
+        ("evaluation.device=gpu", r"evaluation.device: .* match pattern .*cuda"),
         ("merge.method=pbc", "merge.method: .*'pbc' does not exist; did you mean 'pcb'"),
         ("align.ballance=0.2", "align.ballance: unknown key; did you mean 'balance'"),
         ("align.balance_search={balances: []}", "align.balance_search.balances: "),
