@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 
 class Images(BaseModel):
-    """How a column of images is read: (pixel in 0..1 - mean) / std."""
+    """How a column of images is read: framed by resize and crop, then (pixel in 0..1 - mean) / std."""
 
     model_config = ConfigDict(frozen=True)
 
     column: str
-    mean: float
-    std: float
+    mean: float | tuple[float, float, float]
+    std: float | tuple[float, float, float]
+    resize: int | None = None
+    crop: int | None = None
 
 
 class Texts(BaseModel):
@@ -70,7 +72,7 @@ class DataSlice(BaseModel):
                 texts = self.inputs
                 found = _load_texts(*rows, texts.column, texts.tokenizer.path, texts.max_length)
             else:
-                found = _load_images(*rows, self.inputs.column, self.inputs.mean, self.inputs.std)
+                found = _load_images(*rows, self.inputs)
             if self.sample is None:
                 return found
             from mergeline.evaluation.datasets import sample_rows
@@ -126,7 +128,13 @@ def _read_as(dataset: Dataset) -> Images | Texts:
     from mergeline.evaluation.sources import tokenizer_file
 
     if dataset.text_column is None or dataset.tokenizer is None:
-        return Images(column=dataset.image_column, mean=dataset.mean, std=dataset.std)
+        return Images(
+            column=dataset.image_column,
+            mean=dataset.mean,
+            std=dataset.std,
+            resize=dataset.resize,
+            crop=dataset.crop,
+        )
     file = tokenizer_file(dataset.tokenizer)
     tokenizer = take_file(file, "tokenizer", name=str(file), source=str(file))
     return Texts(column=dataset.text_column, tokenizer=tokenizer, max_length=dataset.max_length)
@@ -183,14 +191,11 @@ _decoding = Lock()
 
 
 @lru_cache(maxsize=16)
-def _load_images(
-    file: Path, where: tuple[tuple[str, str], ...], label_column: str, image_column: str, mean: float, std: float
-) -> LabelledExamples:
+def _load_images(file: Path, where: tuple[tuple[str, str], ...], label_column: str, images: Images) -> LabelledExamples:
     from mergeline.evaluation.datasets import read_images
 
-    return read_images(
-        file, where=dict(where), image_column=image_column, label_column=label_column, mean=mean, std=std
-    )
+    framing = images.model_dump(exclude={"column"})
+    return read_images(file, where=dict(where), image_column=images.column, label_column=label_column, **framing)
 
 
 @lru_cache(maxsize=16)

@@ -1,6 +1,7 @@
 """Splits brought into the content store, whatever kind of source they come from."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from mergeline.plan import Dataset
@@ -31,3 +32,13 @@ def test_texts_are_tokens_and_the_tokenizer_is_part_of_the_slice(state, tmp_path
     tokenizer.write_text(tokenizer.read_text().replace("chess", "chest"))
     changed = take_slice(dataset, "test", {})
     assert changed != taken and changed.load().inputs[0, 0].tolist() == [2, 1, 3, 0]
+
+
+def test_a_slice_of_pictures_is_framed_and_scaled_as_the_plan_says(state, tmp_path):
+    (tmp_path / "data" / "test" / "cat").mkdir(parents=True)
+    for i, size in enumerate([(12, 9), (6, 6)]):
+        Image.new("RGB", size, (51, 102, 153)).save(tmp_path / "data" / "test" / "cat" / f"{i}.png")
+    dataset = Dataset(path=tmp_path / "data", resize=4, crop=3, mean=[0.2, 0.2, 0.2], std=[1, 1, 2])
+    inputs = take_slice(dataset, "test", {}).load().inputs
+    assert inputs.shape == (2, 3, 3, 3)
+    assert inputs[1, :, 1, 1].tolist() == pytest.approx([0.0, 0.2, 0.2], abs=1e-6)
