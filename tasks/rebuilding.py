@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeline.checkpoints.files import digest_of_files, is_index
+from mergeline.comparison import OWN_MODELS
 from mergeline.errors import InputError
 from mergeline.plan import BESIDE
 from tasks._env import tool_settings
@@ -88,7 +89,8 @@ def write_plan(run: RecordedRun, clone: Path) -> Path:
     plan = {name: value for name, value in plan.items() if name not in BESIDE}
     plan["output"] = REBUILT
     plan["tracking"]["enabled"] = False
-    plan["evaluation"]["compare"] = []
+    compared = plan["evaluation"]["compare"]  # of the other rows, metrics.json says nothing
+    plan["evaluation"]["compare"] = [kind for kind in compared if kind in OWN_MODELS]
     own: dict[str, Any] = {"runner": "threads", "workers": None, "export": []}
     plan |= {name: value for name, value in own.items() if name in plan}
     path = clone / PLAN_FILE

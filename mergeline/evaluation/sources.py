@@ -48,9 +48,7 @@ def columns_of(source: Path) -> list[str]:
 
 
 def values_of(source: Path, column: str) -> list[str]:
-    """The different values of a column, as text."""
-    if source.is_dir():
-        return []
+    """The different values of a column of a file, as text."""
     parquet = source.suffix == ".parquet"
     table = pyarrow.parquet.read_table(source, columns=[column]) if parquet else _table(source)
     return sorted({str(value) for value in table[column].to_pylist()})
