@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
@@ -67,7 +69,7 @@ class DataSlice(BaseModel):
         """Decode the inputs; several stages that look at the same slice decode it once."""
         import_first()
         rows = (self.file.path, tuple(self.where.items()), self.label_column)
-        with _decoding:
+        with _decoding, sources_named(self.file, *self._tokenizers):
             if isinstance(self.inputs, Texts):
                 texts = self.inputs
                 found = _load_texts(*rows, texts.column, texts.tokenizer.path, texts.max_length)
@@ -81,14 +83,14 @@ class DataSlice(BaseModel):
 
     def rows(self) -> datasets.Dataset:
         """The rows as they lie in the file, with all columns."""
-        with _decoding:
+        with _decoding, sources_named(self.file):
             from mergeline.evaluation.datasets import read_rows
 
             return read_rows(self.file.path, self.where, ())
 
     def texts(self, column: str) -> list[str]:
         """The texts of a column."""
-        with _decoding:
+        with _decoding, sources_named(self.file):
             from mergeline.evaluation.datasets import read_rows
             from mergeline.evaluation.texts import texts_of
 
@@ -105,9 +107,26 @@ class DataSlice(BaseModel):
         """Token ids and attention masks of its texts, [n, 2, length]; no labels are looked at."""
         tokenizer = self.tokenizer
         assert isinstance(self.inputs, Texts)
-        return _tokens(
-            self.file.path, tuple(self.where.items()), self.inputs.column, tokenizer.path, self.inputs.max_length
-        )
+        with sources_named(self.file, tokenizer):
+            return _tokens(
+                self.file.path, tuple(self.where.items()), self.inputs.column, tokenizer.path, self.inputs.max_length
+            )
+
+    @property
+    def _tokenizers(self) -> list[ArtifactRef]:
+        return [self.inputs.tokenizer] if isinstance(self.inputs, Texts) else []
+
+
+@contextmanager
+def sources_named(*refs: ArtifactRef) -> Iterator[None]:
+    """Let an InputError in the block speak of the files that the user named, not of their copies in the store."""
+    try:
+        yield
+    except InputError as fault:
+        said = str(fault)
+        for ref in refs:
+            said = said.replace(str(ref.path), str(ref.metadata.get("source", ref.path)))
+        raise InputError(said) from fault
 
 
 def take_slice(
@@ -176,6 +195,14 @@ def take_prototypes(dataset: Dataset) -> ArtifactRef | None:
     if dataset.prototypes is None:
         return None
     return take_file(dataset.prototypes, "prototypes", source=str(dataset.prototypes))
+
+
+def read_prototypes(ref: ArtifactRef) -> Tensor:
+    """The prototypes [c, d] of the classes. Raises InputError where the file holds none."""
+    from mergeline.evaluation.prototypes import load_prototypes
+
+    with sources_named(ref):
+        return load_prototypes(ref.path).rows
 
 
 def import_first() -> None:

@@ -115,7 +115,9 @@ def read_labels(table: datasets.Dataset, column: str, file: Path) -> tuple[Tenso
         raise InputError(f"{file}: column {column!r} is not of type ClassLabel, so the classes have no names.")
     values = table[column][:]
     for i, value in enumerate(values):
-        if value is None or not 0 <= value < len(labels.names):
+        if value is None:
+            raise InputError(f"{file}: row {i} of column {column!r} has no label.")
+        if not 0 <= value < len(labels.names):
             raise InputError(
                 f"{file}: row {i} of column {column!r} has the label {value}, outside the range of the "
                 f"{len(labels.names)} classes (0 to {len(labels.names) - 1})."
