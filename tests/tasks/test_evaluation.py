@@ -25,11 +25,12 @@ def job(state, monkeypatch):
     return Job(load_plan("params.yaml", [f"tasks={json.dumps([*shipped, outside])}"]))
 
 
-def row_of(job, module, domains=None):
+def row_of(job, module, domains=None, calibration_batch=None):
     from tasks.evaluation import measure
 
     asked = job.measuring(job.domains if domains is None else domains)
-    return measure([module], asked["domains"], asked["classes"], None, 250, name="base-a", label="base-a")
+    named = {"name": "base-a", "label": "base-a"}
+    return measure([module], asked["domains"], asked["classes"], calibration_batch, 250, **named)
 
 
 @pytest.fixture
@@ -79,3 +80,6 @@ def test_outputs_that_are_not_finite_name_the_model_and_its_tasks(job, module):
     message = r"base-a, measured on clean-02478, clean-13569: the outputs of the model are not finite for \d+ of"
     with pytest.raises(InputError, match=message):
         row_of(job, module)
+    message = r"base-a, measured on clean-02478, clean-13569: normalisation reset: the statistics of \w+ are not finite"
+    with pytest.raises(InputError, match=message):
+        row_of(job, module, calibration_batch=100)
