@@ -245,6 +245,15 @@ def test_an_override_that_makes_no_sense_is_named(override, fault):
     assert any(fault in sentence and override in sentence for sentence in faults_of(override))
 
 
+def test_a_number_with_an_exponent_is_one_without_a_point_too(tmp_path):
+    assert load_plan("params.yaml", ["merge={method: fisher, floor: 1e-3}"]).merge.options["floor"] == 1e-3
+    assert load_plan("params.yaml", ["merge.scale=2E+0"]).merge.options["scale"] == 2.0
+    path = tmp_path / "plan.yaml"
+    path.write_text(Path("params.yaml").read_text().replace("scale: 1.0", "scale: 12e-1"))
+    assert load_plan(path).merge.options["scale"] == 1.2
+    assert load_plan("params.yaml", ["name=1e3x"]).name == "1e3x"
+
+
 def test_all_faults_are_reported_at_once(tmp_path):
     raw = yaml.safe_load(Path("params.yaml").read_text())
     raw["align"]["balance"] = -1
