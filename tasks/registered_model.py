@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REQUIRED = ("mlflow", "torch", "safetensors", "numpy")
+OF_FOLDERS = "mergeline.models.pretrained:"  # factories that read the config.json which the model's own files have, too
 WITH_MERGELINE = ("pydantic", "pyyaml", "scipy")  # what the sources of mergeline import, where they lie in the model
 
 
@@ -116,6 +117,7 @@ def _fill(folder: Path, plan: Plan, made: Made, largest: int) -> None:
     about = {
         "factory": plan.architecture.factory,
         "kwargs": plan.architecture.kwargs,
+        "has_configuration": plan.architecture.factory.startswith(OF_FOLDERS) and "config.json" in digests,
         "domains": sorted(made.normalization),
         "tasks": sorted(made.heads),
         "weights": weights,
@@ -130,19 +132,21 @@ def _weights(made: Made) -> dict[str, Path]:
 
 
 def _signature(job: Job, made: Made, example: Tensor) -> ModelSignature:
-    """Any number of inputs like those that calibrated the model; its outputs; the domain as a parameter, and the task
-    where tasks have heads of their own."""
+    """Any number of inputs like those that calibrated the model, texts of any length; its outputs; the domain as a
+    parameter, and the task where tasks have heads of their own."""
     import numpy as np
     import torch
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
+    from mergeline.evaluation.tokens import are_tokens
     from tasks.checkpoints import open_artifact
 
+    shape = (2, -1) if are_tokens(example) else tuple(example.shape[1:])
     with torch.inference_mode():
         outputs = job.architecture.load(open_artifact(made.model))(example)
     return ModelSignature(
-        inputs=Schema([TensorSpec(example.numpy().dtype, (-1, *example.shape[1:]))]),
+        inputs=Schema([TensorSpec(example.numpy().dtype, (-1, *shape))]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, *outputs.shape[1:]))]),
         params=ParamSchema([ParamSpec(name, "string", "") for name in ("domain", *(["task"] if made.heads else []))]),
     )

@@ -91,3 +91,18 @@ def test_a_shared_encoder_answers_every_task_with_its_own_head(plan_file):
     head = load_file(plan.output / "heads" / "two.safetensors")
     assert result.tasks["two"].value == pytest.approx(share_right(plan.output, head, two, texts, tokenizer))
     assert result.joint is None
+
+
+def test_a_registered_classifier_needs_no_folder_of_its_parents(plan_file, tmp_path):
+    import mlflow
+
+    from mergeline.evaluation.texts import tokenize
+
+    plan = load_plan(plan_file, ["registry.model=classifiers", "evaluation.compare=[]"])
+    run(plan)
+    tokens = tokenize(["game of chess", "ships"], plan.datasets["texts"].tokenizer)
+    for name in ("base", "three", "two"):
+        (tmp_path / name).rename(tmp_path / f"{name}-elsewhere")
+    served = mlflow.pyfunc.load_model("models:/classifiers/1")
+    assert served.predict(tokens.numpy()).shape == (2, 3)
+    assert served.predict(tokens.numpy(), params={"task": "two"}).shape == (2, 2)
