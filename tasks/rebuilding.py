@@ -23,7 +23,9 @@ from tasks.store import digest, held, held_folder
 from tasks.versioning import CHANGES, CODE, DIRTY, MACHINE, MD5, PACKAGE, dvc_md5, machine_facts, package_versions
 
 REBUILT, PLAN_FILE = "rebuilt", "rebuilt.yaml"
-COMPARED = ("normalization", "alignment", "coefficients", "metrics.json")  # beside the files of the model
+COMPARED = (  # beside the files of the model
+    *("normalization", "heads", "alignment", "coefficients", "uncalibrated", "calibration.json", "metrics.json"),
+)
 
 
 def bring_inputs(run: RecordedRun, project: Path, clone: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 from flows import rebuild
 from mergeline.errors import InputError
 from mergeline.plan import Plan
-from tasks.rebuilding import bring_inputs
+from tasks.rebuilding import bring_inputs, unlike
 from tasks.run_lookup import RecordedRun
 from tasks.store import digest, file_digests, put_directory, take_file
-from tasks.versioning import COMMIT, DIRTY, changes, clone_at, dvc_md5, has_commit, head, locked_md5, version_tags
+from tasks.versioning import COMMIT, DIRTY, MD5, changes, clone_at, dvc_md5, has_commit, head, locked_md5, version_tags
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -200,3 +200,19 @@ def test_every_input_that_is_missing_or_another_is_named(repository: Path, tmp_p
     assert "data/none.safetensors is neither in the commit, nor in the working tree or the store" in second
     assert f"outside.safetensors has sha256 {digest(tmp_path / 'outside.safetensors')}; the run read 0000" in third
     assert "dvc pull" in advice
+
+
+def test_heads_of_tasks_are_compared_as_the_model_is(tmp_path: Path) -> None:
+    model, own = tmp_path / "model.safetensors", tmp_path / "heads" / "tops.safetensors"
+    own.parent.mkdir()
+    for file in (model, own):
+        file.write_text(file.name)
+    run = RecordedRun(
+        run_id="1",
+        tags={f"{MD5}heads": dvc_md5(own.parent), f"{MD5}report.md": "0"},
+        lineage={"files": {model.name: digest(model)}},
+    )
+    assert unlike(run, tmp_path) == (["model.safetensors", "heads"], [])
+    own.write_text("another")
+    same, [other] = unlike(run, tmp_path)
+    assert same == ["model.safetensors"] and other.startswith("heads: md5 ")
