@@ -269,6 +269,11 @@ class Job:
         }
 
     @property
+    def judges(self) -> dict[str, str]:
+        """Task -> the version of the code that judges it, of those that a function of the user does."""
+        return {name: asked.code for domain in self.domains for name, asked in domain.tasks.items() if asked.code}
+
+    @property
     def datasets(self) -> dict[str, ArtifactRef]:
         """Every file of data that the run looks at, by name."""
         plan, slices = self.plan, [domain.examples for domain in self.domains]

@@ -51,14 +51,18 @@ def registration(
 
 
 def data_digest(plan: Plan, made: Made) -> str:
-    """The sha256 of what measured a model: the tasks, and the bytes of all data. Scores compare where it is equal.
+    """The sha256 of what measured a model: the tasks, with the code of the user's own functions, and the bytes of all
+    data. Scores compare where it is equal.
 
     Data that a landscape alone looks at is left out: it neither made nor measured the model.
     """
     tasks = [task.model_dump(mode="json", exclude={"checkpoint"}) for task in plan.tasks]
-    seen = Job(plan.model_copy(update={"landscape": None})).datasets if plan.landscape else made.datasets
+    job = Job(plan.model_copy(update={"landscape": None}))
+    seen = job.datasets if plan.landscape else made.datasets
     data = sorted(ref.sha256 for name, ref in made.datasets.items() if name in seen)
-    return hashlib.sha256(json.dumps([tasks, data], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([tasks, data, *([job.judges] if job.judges else [])], sort_keys=True).encode()
+    ).hexdigest()
 
 
 def checkpoint_digest(made: Made) -> str:
