@@ -29,6 +29,9 @@ class Row(BaseModel):
     merge: Merge = Merge()
 
 
+OWN_MODELS = ("task_models", "task_models_reset")
+"""The kinds of rows that the result's own metrics speak of: each task beside the model that was trained for it."""
+
 PER_MODEL = ("scales", "weights")  # options of methods that are one number per task model
 
 RESULT = "merged"

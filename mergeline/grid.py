@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mergeline.errors import InputError
 from mergeline.plan import CALIBRATION_CONTROLS, Compare, Merge, Plan
-from mergeline.plan_file import PlanError, load_plan, override_field, plan_of, read_sections
+from mergeline.plan_file import PlanError, load_plan, override_field, plan_of, read_sections, read_value
 
 OF_ALL = ("name", "output", "tracking", "compare")
 """Sections that the cells of a comparison have in common."""
@@ -35,7 +35,7 @@ def read_grid(arguments: Sequence[str]) -> dict[str, list[Any]]:
     for argument in arguments:
         field, equals, text = argument.partition("=")
         try:
-            values = yaml.safe_load(text)
+            values = read_value(text)
         except yaml.YAMLError:
             values = None
         if not (field and equals and isinstance(values, list) and values):

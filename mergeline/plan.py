@@ -164,6 +164,9 @@ class Evaluation(Section):
     """What stands beside the result, and how models are run."""
 
     batch_size: int = Field(default=250, gt=0)
+    device: str = Field(
+        default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where models answer: cpu, cuda, or cuda:1"
+    )
     compare: list[ComparisonKind] = Field(default=list(get_args(ComparisonKind)))
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from mergeline.errors import nearest
 from mergeline.evaluation.kinds import KINDS, is_function, metrics_of
@@ -17,6 +18,18 @@ class Section(BaseModel):
     """Unknown fields are errors, and nothing changes afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _numbers(given: Any) -> Any:
+    numbers = given if isinstance(given, list | tuple) else [given]
+    if len(numbers) not in (1, 3) or not all(isinstance(n, int | float) and isfinite(n) for n in numbers):
+        raise ValueError("expected a number, or a list of three: for red, green and blue")
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+PerChannel = Annotated[float | tuple[float, float, float], BeforeValidator(_numbers)]
+
+OF_IMAGES = ("image_column", "resize", "crop", "mean", "std")
 
 
 class Dataset(Section):
@@ -36,8 +49,14 @@ class Dataset(Section):
     )
     image_column: str = "image"
     label_column: str = "label"
-    mean: float = Field(default=0.0, allow_inf_nan=False, description="subtracted from pixels in 0..1")
-    std: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="pixels are divided by it")
+    resize: int | None = Field(
+        default=None, gt=0, description="pictures get this many pixels on their shorter side (bicubic)"
+    )
+    crop: int | None = Field(default=None, gt=0, description="then the square of so many pixels in their middle")
+    mean: PerChannel = Field(
+        default=0.0, description="subtracted from pixels in 0..1; a number, or one each for red, green and blue"
+    )
+    std: PerChannel = Field(default=1.0, description="pixels are divided by it; a number, or three")
     text_column: str | None = Field(default=None, description="in place of images: the column that holds texts")
     tokenizer: Path | None = Field(
         default=None, description="what makes tokens of texts: a tokenizer.json, or the folder of a checkpoint with one"
@@ -51,6 +70,13 @@ class Dataset(Section):
         description="safetensors file with one embedding per class, for tasks that are judged against them",
     )
 
+    @field_validator("std")
+    @classmethod
+    def _divides(cls, std: Any) -> Any:
+        if min(std if isinstance(std, tuple) else [std]) <= 0:
+            raise ValueError("pixels are divided by it: it must be more than 0")
+        return std
+
     @model_validator(mode="after")
     def _lies_in_one_place(self) -> Self:
         if (self.path is None) == (self.hub is None):
@@ -63,7 +89,7 @@ class Dataset(Section):
     def _holds_images_or_texts(self) -> Self:
         if (self.text_column is None) != (self.tokenizer is None):
             raise ValueError("texts (text_column) need a tokenizer, and images have none")
-        fields = {name: type(self).model_fields[name].default for name in ("image_column", "mean", "std")}
+        fields = {name: type(self).model_fields[name].default for name in OF_IMAGES}
         pictured = [name for name, default in fields.items() if getattr(self, name) != default]
         if self.text_column is not None and pictured:
             raise ValueError(f"{pictured[0]} is about images, text_column about texts; leave one of them out")

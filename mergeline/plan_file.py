@@ -72,8 +72,14 @@ def plan_of(raw: dict[str, Any], *, searched: bool = False) -> tuple[Plan | None
     return plan, list(dict.fromkeys(faults))  # several tasks of one data set have the same to say
 
 
+def read_value(text: str) -> Any:
+    """A value as it would be read in a plan. Raises YAMLError."""
+    return yaml.load(text, _Loader)
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping: YAML would silently keep the last."""
+    """Refuses a key that stands twice in one mapping: YAML would silently keep the last. 1e-3 is a number, as in YAML
+    1.2 and for DVC; in YAML 1.1 it is a text."""
 
 
 def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -84,6 +90,7 @@ def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[
     return loader.construct_mapping(node, deep=True)
 
 
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), [*"-+0123456789"])
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
@@ -94,7 +101,7 @@ def override_field(raw: dict[str, Any], override: str) -> str | None:
     if not equals or not keys:
         return f"--set {override}: write it as section.field=value"
     try:
-        value = yaml.safe_load(text)
+        value = read_value(text)
     except yaml.YAMLError:
         return f"--set {override}: '{text}' is not a YAML value"
     place: Any = raw

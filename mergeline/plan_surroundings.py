@@ -87,8 +87,12 @@ def column_faults(place: str, entry: dict[str, Any], dataset: dict[str, Any], na
         if column not in columns:
             yield f"{place}.where: {file} has no column '{column}'{nearest(str(column), columns, listed=True)}"
             continue
+        if file.is_dir():  # of pictures: which class has which number is known when it is read
+            continue
         values = values_of(file, column)
-        if str(value) not in values:
+        if not values:
+            yield f"{place}.split: {file} has no rows"
+        elif str(value) not in values:
             yield f"{place}.where.{column}: no row of {file} has '{value}'{nearest(str(value), values, listed=True)}"
 
 

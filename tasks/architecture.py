@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class ArchitectureSpec(BaseModel):
     """How to build the module; `code` is the version of the factory's source, so that editing it reruns the stages.
 
-    heads: parts of it that belong to single tasks, and whose shapes are those of each checkpoint.
+    heads: parts of it that belong to single tasks, and whose shapes are those of each checkpoint. device: where it is
+    put; stages that measure take that of the plan, all others compute on the CPU.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -32,13 +33,15 @@ class ArchitectureSpec(BaseModel):
     kwargs: dict[str, Any]
     code: str
     heads: list[str] = []
+    device: str = "cpu"
 
     def load(self, checkpoint: Reader) -> nn.Module:
         """The module with the tensors of a checkpoint, in eval mode."""
         import_first()  # a factory may import transformers, which torchmetrics does too
         from mergeline.models.load import load_model
+        from mergeline.models.place import place
 
-        return load_model(self.factory, self.kwargs, checkpoint, self.heads)
+        return place(load_model(self.factory, self.kwargs, checkpoint, self.heads), self.device)
 
 
 def specify(architecture: Architecture, heads: list[str]) -> ArchitectureSpec:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from mergeline.plan_after import Calibrate
 from tasks.architecture import ArchitectureSpec
 from tasks.checkpoints import open_artifact, open_artifacts, put_checkpoint
-from tasks.inputs import DataSlice
+from tasks.inputs import DataSlice, read_prototypes
 from tasks.normalization import calibrated
 from tasks.policy import stage
 from tasks.store import ArtifactRef, put_json
@@ -31,9 +31,7 @@ class TaskClasses(BaseModel):
 
     def rows(self) -> Tensor:
         """[classes, outputs]."""
-        from mergeline.evaluation.prototypes import load_prototypes
-
-        return load_prototypes(self.prototypes.path).rows[self.classes]
+        return read_prototypes(self.prototypes)[self.classes]
 
 
 class CalibratedModel(BaseModel):

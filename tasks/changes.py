@@ -118,6 +118,7 @@ def fingerprint(plan: Plan) -> dict[str, str]:
     inputs = {"plan": hashlib.sha256(said.encode()).hexdigest(), "code": code_version("flows.merge_and_evaluate")}
     if plan.architecture:
         inputs["architecture"] = f"{job.architecture.code} {rule_version(plan.architecture.symmetry)}"
+    inputs |= {f"the function of task {name}": code for name, code in job.judges.items()}
     inputs |= {name: ref.sha256 for name, ref in job.datasets.items()}
     return inputs | {f"checkpoint {spec.name}": checkpoint_version(spec) for spec in plan.checkpoints}
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mergeline.evaluation.kinds import CAUSAL_LM, HEAD, PROTOTYPES, SEQ2SEQ, has_loss, is_classification
 from mergeline.evaluation.score import MetricName, Score
-from tasks.inputs import DataSlice
+from tasks.inputs import DataSlice, read_prototypes
 from tasks.store import ArtifactRef
 
 if TYPE_CHECKING:
@@ -157,10 +157,10 @@ class Answers:
 
     def _by_prototypes(self, module: nn.Module, task: str) -> Tensor:
         from mergeline.evaluation.metrics import check_labels, predict_logits
-        from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
+        from mergeline.evaluation.prototypes import prototype_logits
 
         examples, file = self._domain.examples.load(), self._domain.prototypes
         assert file is not None, "the plan was checked"
-        prototypes = load_prototypes(file.path).rows
+        prototypes = read_prototypes(file)
         check_labels(examples.labels, len(prototypes), f"{file.metadata.get('source')} has prototypes of")
         return prototype_logits(predict_logits(module, examples.inputs, self._batch_size), prototypes)

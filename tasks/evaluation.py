@@ -86,10 +86,10 @@ def measure(
     joint: list[Score | None] = []
     for domain in domains:
         measuring = modules
-        if calibration_batch is not None and domain.calibration is not None:
-            measuring = [calibrated(module, domain.calibration, calibration_batch) for module in modules]
-        answers = Answers(measuring, domain, batch_size, heads or {})
         try:
+            if calibration_batch is not None and domain.calibration is not None:
+                measuring = [calibrated(module, domain.calibration, calibration_batch) for module in modules]
+            answers = Answers(measuring, domain, batch_size, heads or {})
             for task, asked in domain.tasks.items():
                 (outside if asked.outside else tasks)[task] = answers.score(task)
         except InputError as fault:

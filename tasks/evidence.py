@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mergeline.plan import Merge
 from tasks.architecture import ArchitectureSpec
-from tasks.inputs import DataSlice
+from tasks.inputs import DataSlice, read_prototypes
 from tasks.merge_inputs import MergeInputs
 from tasks.merging import evidence_of
 from tasks.policy import stage
@@ -51,13 +51,13 @@ class TaskData(BaseModel):
     def logits(self) -> Callable[[Tensor], Tensor]:
         """Outputs of the module [b, d] -> logits [b, classes of the task]."""
         from mergeline.evaluation.heads import label_logits
-        from mergeline.evaluation.prototypes import load_prototypes, prototype_logits
+        from mergeline.evaluation.prototypes import prototype_logits
 
         classes = self._classes
         if self.prototypes is None:
             labels = len(self.examples.load().class_names)
             return lambda outputs: label_logits(getattr(outputs, "logits", outputs), classes, labels)[:, classes]
-        rows = load_prototypes(self.prototypes.path).rows
+        rows = read_prototypes(self.prototypes)
         return lambda embeddings: prototype_logits(embeddings, rows)[:, classes]
 
     @property

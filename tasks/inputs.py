@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
@@ -22,13 +24,15 @@ if TYPE_CHECKING:
 
 
 class Images(BaseModel):
-    """How a column of images is read: (pixel in 0..1 - mean) / std."""
+    """How a column of images is read: framed by resize and crop, then (pixel in 0..1 - mean) / std."""
 
     model_config = ConfigDict(frozen=True)
 
     column: str
-    mean: float
-    std: float
+    mean: float | tuple[float, float, float]
+    std: float | tuple[float, float, float]
+    resize: int | None = None
+    crop: int | None = None
 
 
 class Texts(BaseModel):
@@ -65,12 +69,12 @@ class DataSlice(BaseModel):
         """Decode the inputs; several stages that look at the same slice decode it once."""
         import_first()
         rows = (self.file.path, tuple(self.where.items()), self.label_column)
-        with _decoding:
+        with _decoding, sources_named(self.file, *self._tokenizers):
             if isinstance(self.inputs, Texts):
                 texts = self.inputs
                 found = _load_texts(*rows, texts.column, texts.tokenizer.path, texts.max_length)
             else:
-                found = _load_images(*rows, self.inputs.column, self.inputs.mean, self.inputs.std)
+                found = _load_images(*rows, self.inputs)
             if self.sample is None:
                 return found
             from mergeline.evaluation.datasets import sample_rows
@@ -79,14 +83,14 @@ class DataSlice(BaseModel):
 
     def rows(self) -> datasets.Dataset:
         """The rows as they lie in the file, with all columns."""
-        with _decoding:
+        with _decoding, sources_named(self.file):
             from mergeline.evaluation.datasets import read_rows
 
             return read_rows(self.file.path, self.where, ())
 
     def texts(self, column: str) -> list[str]:
         """The texts of a column."""
-        with _decoding:
+        with _decoding, sources_named(self.file):
             from mergeline.evaluation.datasets import read_rows
             from mergeline.evaluation.texts import texts_of
 
@@ -103,9 +107,26 @@ class DataSlice(BaseModel):
         """Token ids and attention masks of its texts, [n, 2, length]; no labels are looked at."""
         tokenizer = self.tokenizer
         assert isinstance(self.inputs, Texts)
-        return _tokens(
-            self.file.path, tuple(self.where.items()), self.inputs.column, tokenizer.path, self.inputs.max_length
-        )
+        with sources_named(self.file, tokenizer):
+            return _tokens(
+                self.file.path, tuple(self.where.items()), self.inputs.column, tokenizer.path, self.inputs.max_length
+            )
+
+    @property
+    def _tokenizers(self) -> list[ArtifactRef]:
+        return [self.inputs.tokenizer] if isinstance(self.inputs, Texts) else []
+
+
+@contextmanager
+def sources_named(*refs: ArtifactRef) -> Iterator[None]:
+    """Let an InputError in the block speak of the files that the user named, not of their copies in the store."""
+    try:
+        yield
+    except InputError as fault:
+        said = str(fault)
+        for ref in refs:
+            said = said.replace(str(ref.path), str(ref.metadata.get("source", ref.path)))
+        raise InputError(said) from fault
 
 
 def take_slice(
@@ -126,7 +147,13 @@ def _read_as(dataset: Dataset) -> Images | Texts:
     from mergeline.evaluation.sources import tokenizer_file
 
     if dataset.text_column is None or dataset.tokenizer is None:
-        return Images(column=dataset.image_column, mean=dataset.mean, std=dataset.std)
+        return Images(
+            column=dataset.image_column,
+            mean=dataset.mean,
+            std=dataset.std,
+            resize=dataset.resize,
+            crop=dataset.crop,
+        )
     file = tokenizer_file(dataset.tokenizer)
     tokenizer = take_file(file, "tokenizer", name=str(file), source=str(file))
     return Texts(column=dataset.text_column, tokenizer=tokenizer, max_length=dataset.max_length)
@@ -170,6 +197,14 @@ def take_prototypes(dataset: Dataset) -> ArtifactRef | None:
     return take_file(dataset.prototypes, "prototypes", source=str(dataset.prototypes))
 
 
+def read_prototypes(ref: ArtifactRef) -> Tensor:
+    """The prototypes [c, d] of the classes. Raises InputError where the file holds none."""
+    from mergeline.evaluation.prototypes import load_prototypes
+
+    with sources_named(ref):
+        return load_prototypes(ref.path).rows
+
+
 def import_first() -> None:
     """Import what reads and measures, before a stage does anything else that imports much.
 
@@ -183,14 +218,11 @@ _decoding = Lock()
 
 
 @lru_cache(maxsize=16)
-def _load_images(
-    file: Path, where: tuple[tuple[str, str], ...], label_column: str, image_column: str, mean: float, std: float
-) -> LabelledExamples:
+def _load_images(file: Path, where: tuple[tuple[str, str], ...], label_column: str, images: Images) -> LabelledExamples:
     from mergeline.evaluation.datasets import read_images
 
-    return read_images(
-        file, where=dict(where), image_column=image_column, label_column=label_column, mean=mean, std=std
-    )
+    framing = images.model_dump(exclude={"column"})
+    return read_images(file, where=dict(where), image_column=images.column, label_column=label_column, **framing)
 
 
 @lru_cache(maxsize=16)

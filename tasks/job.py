@@ -261,12 +261,17 @@ class Job:
         """Arguments of every stage that measures a merged model on these domains."""
         named = [task.classes for task in self.plan.joint_tasks]
         return {
-            "architecture": self.architecture,
+            "architecture": self.architecture.model_copy(update={"device": self.plan.evaluation.device}),
             "domains": domains,
             "classes": None if None in named else sorted({number for classes in named for number in classes or ()}),
             "calibration_batch": self.plan.calibration.batch_size if self.plan.calibration else None,
             "batch_size": self.plan.evaluation.batch_size,
         }
+
+    @property
+    def judges(self) -> dict[str, str]:
+        """Task -> the version of the code that judges it, of those that a function of the user does."""
+        return {name: asked.code for domain in self.domains for name, asked in domain.tasks.items() if asked.code}
 
     @property
     def datasets(self) -> dict[str, ArtifactRef]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeline.checkpoints.licence import UNKNOWN, licence_of
 from mergeline.checkpoints.transfer import shown
+from mergeline.evaluation.kinds import is_function
 from mergeline.plan import Plan
 from tasks.checkpoints import size_of
 from tasks.code_version import installed, source_digest
@@ -86,9 +87,11 @@ def licence(uri: str, ref: ArtifactRef) -> str:
 
 
 def code_digest(plan: Plan) -> str:
-    """Digest of the sources that a run of the plan computes with, those of the architecture's factory included."""
-    own = [plan.architecture.factory.partition(":")[0]] if plan.architecture else []
-    return source_digest([*STAGES, *own])
+    """Digest of the sources that a run of the plan computes with: those of the architecture's factory, and of functions
+    that judge tasks, included."""
+    own = [plan.architecture.factory] if plan.architecture else []
+    own += [task.kind for task in plan.tasks if is_function(task.kind)]
+    return source_digest([*STAGES, *(function.partition(":")[0] for function in own)])
 
 
 def packages(plan: Plan) -> dict[str, str]:

@@ -11,9 +11,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mergeline.checkpoints.files import digest_of_files, is_index
+from mergeline.comparison import OWN_MODELS
 from mergeline.errors import InputError
 from mergeline.plan import BESIDE
 from tasks._env import tool_settings
@@ -22,7 +24,9 @@ from tasks.store import digest, held, held_folder
 from tasks.versioning import CHANGES, CODE, DIRTY, MACHINE, MD5, PACKAGE, dvc_md5, machine_facts, package_versions
 
 REBUILT, PLAN_FILE = "rebuilt", "rebuilt.yaml"
-COMPARED = ("normalization", "alignment", "coefficients", "metrics.json")  # beside the files of the model
+COMPARED = (  # beside the files of the model
+    *("normalization", "heads", "alignment", "coefficients", "uncalibrated", "calibration.json", "metrics.json"),
+)
 
 
 def bring_inputs(run: RecordedRun, project: Path, clone: Path) -> None:
@@ -30,7 +34,11 @@ def bring_inputs(run: RecordedRun, project: Path, clone: Path) -> None:
 
     InputError naming every input that is nowhere, or is another one than the run read.
     """
-    faults = [fault for entry in run.lineage["inputs"] for fault in _bring(entry, project, clone)]
+    faults: list[str] = []
+    for entry in run.lineage["inputs"]:
+        converted = entry["kind"] == "dataset" and not str(entry["source"]).endswith(".parquet")
+        label_column = _label_column(run, Path(entry["source"]).parent) if converted else ""
+        faults += _bring_converted(entry, label_column, project, clone) if converted else _bring(entry, project, clone)
     if faults:
         raise InputError("\n".join([*faults, "`dvc pull` or `git lfs pull` may bring files back; then try again"]))
 
@@ -53,6 +61,41 @@ def _bring(entry: Mapping[str, Any], project: Path, clone: Path) -> Iterator[str
             continue
         (clone / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(kept, clone / relative)
+
+
+def _bring_converted(entry: Mapping[str, Any], label_column: str, project: Path, clone: Path) -> Iterator[str]:
+    """A split that the run read as the Parquet file which its pictures, or its CSV or Arrow file, come to. All of its
+    folder is brought: the splits beside it name the classes, too."""
+    relative = Path(entry["source"])
+    if re.match(r"\w[\w+.-]*:/", str(entry["source"])):
+        return
+    found = {place: _sha256_as_parquet(place / relative, label_column) for place in (clone, project)}
+    if found[clone] == entry["sha256"]:
+        return
+    if found[project] == entry["sha256"] and not relative.is_absolute():
+        shutil.copytree(project / relative.parent, clone / relative.parent, dirs_exist_ok=True)
+        return
+    other = found[project] or found[clone]
+    state = f"comes to sha256 {other}" if other else "is neither in the commit nor in the working tree"
+    yield f"{entry['kind']} {entry['name']}: {relative} {state}; the run read {entry['sha256']}"
+
+
+def _sha256_as_parquet(source: Path, label_column: str) -> str | None:
+    from mergeline.evaluation.sources import write_parquet
+
+    with TemporaryDirectory(prefix="rebuild-") as folder:
+        target = Path(folder) / "split.parquet"
+        try:
+            write_parquet(source, target, label_column)
+        except (InputError, OSError):
+            return None
+        return digest(target)
+
+
+def _label_column(run: RecordedRun, folder: Path) -> str:
+    """The column of labels of the plan's data set that lies in this folder."""
+    named = run.lineage["plan"]["datasets"].values()
+    return next((str(one["label_column"]) for one in named if one["path"] and Path(one["path"]) == folder), "label")
 
 
 def _kept(entry: Mapping[str, Any], name: str, sha256: str) -> Path | None:
@@ -88,7 +131,8 @@ def write_plan(run: RecordedRun, clone: Path) -> Path:
     plan = {name: value for name, value in plan.items() if name not in BESIDE}
     plan["output"] = REBUILT
     plan["tracking"]["enabled"] = False
-    plan["evaluation"]["compare"] = []
+    compared = plan["evaluation"]["compare"]  # of the other rows, metrics.json says nothing
+    plan["evaluation"]["compare"] = [kind for kind in compared if kind in OWN_MODELS]
     own: dict[str, Any] = {"runner": "threads", "workers": None, "export": []}
     plan |= {name: value for name, value in own.items() if name in plan}
     path = clone / PLAN_FILE

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REQUIRED = ("mlflow", "torch", "safetensors", "numpy")
+OF_FOLDERS = "mergeline.models.pretrained:"  # factories that read the config.json which the model's own files have, too
 WITH_MERGELINE = ("pydantic", "pyyaml", "scipy")  # what the sources of mergeline import, where they lie in the model
 
 
@@ -50,14 +51,18 @@ def registration(
 
 
 def data_digest(plan: Plan, made: Made) -> str:
-    """The sha256 of what measured a model: the tasks, and the bytes of all data. Scores compare where it is equal.
+    """The sha256 of what measured a model: the tasks, with the code of the user's own functions, and the bytes of all
+    data. Scores compare where it is equal.
 
     Data that a landscape alone looks at is left out: it neither made nor measured the model.
     """
     tasks = [task.model_dump(mode="json", exclude={"checkpoint"}) for task in plan.tasks]
-    seen = Job(plan.model_copy(update={"landscape": None})).datasets if plan.landscape else made.datasets
+    job = Job(plan.model_copy(update={"landscape": None}))
+    seen = job.datasets if plan.landscape else made.datasets
     data = sorted(ref.sha256 for name, ref in made.datasets.items() if name in seen)
-    return hashlib.sha256(json.dumps([tasks, data], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([tasks, data, *([job.judges] if job.judges else [])], sort_keys=True).encode()
+    ).hexdigest()
 
 
 def checkpoint_digest(made: Made) -> str:
@@ -116,6 +121,7 @@ def _fill(folder: Path, plan: Plan, made: Made, largest: int) -> None:
     about = {
         "factory": plan.architecture.factory,
         "kwargs": plan.architecture.kwargs,
+        "has_configuration": plan.architecture.factory.startswith(OF_FOLDERS) and "config.json" in digests,
         "domains": sorted(made.normalization),
         "tasks": sorted(made.heads),
         "weights": weights,
@@ -130,19 +136,21 @@ def _weights(made: Made) -> dict[str, Path]:
 
 
 def _signature(job: Job, made: Made, example: Tensor) -> ModelSignature:
-    """Any number of inputs like those that calibrated the model; its outputs; the domain as a parameter, and the task
-    where tasks have heads of their own."""
+    """Any number of inputs like those that calibrated the model, texts of any length; its outputs; the domain as a
+    parameter, and the task where tasks have heads of their own."""
     import numpy as np
     import torch
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
+    from mergeline.evaluation.tokens import are_tokens
     from tasks.checkpoints import open_artifact
 
+    shape = (2, -1) if are_tokens(example) else tuple(example.shape[1:])
     with torch.inference_mode():
         outputs = job.architecture.load(open_artifact(made.model))(example)
     return ModelSignature(
-        inputs=Schema([TensorSpec(example.numpy().dtype, (-1, *example.shape[1:]))]),
+        inputs=Schema([TensorSpec(example.numpy().dtype, (-1, *shape))]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, *outputs.shape[1:]))]),
         params=ParamSchema([ParamSpec(name, "string", "") for name in ("domain", *(["task"] if made.heads else []))]),
     )

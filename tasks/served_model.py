@@ -67,7 +67,8 @@ class MergedModel(PythonModel):
 
     def _build(self, domain: str, task: str) -> torch.nn.Module:
         module_name, _, function = self._about["factory"].partition(":")
-        module: torch.nn.Module = getattr(import_module(module_name), function)(**self._about["kwargs"])
+        kwargs = self._about["kwargs"] | ({"folder": str(self._folder)} if self._about.get("has_configuration") else {})
+        module: torch.nn.Module = getattr(import_module(module_name), function)(**kwargs)
         module.load_state_dict(self._weights())
         if domain:
             module.load_state_dict(load_file(self._folder / "normalization" / f"{domain}.safetensors"), strict=False)

@@ -102,7 +102,7 @@ def test_what_makes_no_comparison_is_refused(compare: str, override: str, senten
 def test_arguments_that_are_no_grid_are_refused(argument: str) -> None:
     with pytest.raises(InputError, match=r"write it as section.field=\[value, value\]"):
         read_grid([argument])
-    assert read_grid(["merge.scale=[1, 2.5]"]) == {"merge.scale": [1, 2.5]}
+    assert read_grid(["merge.scale=[1, 2.5, 1e-1]"]) == {"merge.scale": [1, 2.5, 0.1]}
 
 
 SECTIONS = st.recursive(

@@ -114,6 +114,11 @@ def test_overrides_reach_every_depth():
             r"checkpoints\[2\].base: 'a-clean-02478' starts from initial, 'base-a' does not",
         ),
         ("checkpoints[0].name=initial", r"checkpoints\[0\].name: 'initial' is the name of"),
+        ("datasets.fashion.mean=[0.4, 0.5]", "datasets.fashion.mean: expected a number, or a list of three.*red"),
+        ("datasets.fashion.mean=grey", "datasets.fashion.mean: expected a number, or a list of three"),
+        ("datasets.fashion.std=[0.2, 0, 0.2]", "datasets.fashion.std: pixels are divided by it"),
+        ("datasets.fashion.crop=0", "datasets.fashion.crop: .*greater than 0"),
+        ("evaluation.device=gpu", r"evaluation.device: .* match pattern .*cuda"),
         ("merge.method=pbc", "merge.method: .*'pbc' does not exist; did you mean 'pcb'"),
         ("align.ballance=0.2", "align.ballance: unknown key; did you mean 'balance'"),
         ("align.balance_search={balances: []}", "align.balance_search.balances: "),
@@ -238,6 +243,15 @@ def test_checkpoints_alone_are_a_plan(tmp_path):
 )
 def test_an_override_that_makes_no_sense_is_named(override, fault):
     assert any(fault in sentence and override in sentence for sentence in faults_of(override))
+
+
+def test_a_number_with_an_exponent_is_one_without_a_point_too(tmp_path):
+    assert load_plan("params.yaml", ["merge={method: fisher, floor: 1e-3}"]).merge.options["floor"] == 1e-3
+    assert load_plan("params.yaml", ["merge.scale=2E+0"]).merge.options["scale"] == 2.0
+    path = tmp_path / "plan.yaml"
+    path.write_text(Path("params.yaml").read_text().replace("scale: 1.0", "scale: 12e-1"))
+    assert load_plan(path).merge.options["scale"] == 1.2
+    assert load_plan("params.yaml", ["name=1e3x"]).name == "1e3x"
 
 
 def test_all_faults_are_reported_at_once(tmp_path):

@@ -44,6 +44,15 @@ def write_gpt2(folder: Path) -> Path:
     return folder
 
 
+def write_bert(folder: Path, labels: int = 2) -> Path:
+    """config.json of a tiny BERT that tells classes of these words apart."""
+    from transformers import BertConfig
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertConfig(vocab_size=len(WORDS), max_position_embeddings=16, num_labels=labels, **shape).save_pretrained(folder)
+    return folder
+
+
 def write_t5(folder: Path) -> Path:
     """config.json of a tiny T5 for these words."""
     from transformers import T5Config

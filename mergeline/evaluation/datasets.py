@@ -17,6 +17,9 @@ from torch import Tensor
 from mergeline.errors import InputError, nearest
 from mergeline.evaluation.fashion_mnist import MEAN, STD
 
+PerChannel = float | tuple[float, float, float]
+"""One number for all channels, or one each for red, green and blue."""
+
 
 @dataclass(frozen=True)
 class LabelledExamples:
@@ -54,13 +57,18 @@ def read_images(
     where: Mapping[str, str] | None = None,
     image_column: str = "image",
     label_column: str = "label",
-    mean: float = MEAN,
-    std: float = STD,
+    mean: PerChannel = MEAN,
+    std: PerChannel = STD,
+    resize: int | None = None,
+    crop: int | None = None,
 ) -> LabelledExamples:
     """Read a Parquet file with an Image column and a ClassLabel column.
 
     where: keep the rows whose column has this value, such as {"domain": "half"}.
-    mean, std: pixels in [0, 1] become (pixel - mean) / std; the defaults are Fashion-MNIST's.
+    mean, std: pixels in [0, 1] become (pixel - mean) / std; the defaults are Fashion-MNIST's. Three numbers are for
+    red, green and blue, and grey pictures are read as colour then.
+    resize: the shorter side gets this many pixels (bicubic, antialiased); crop: the square of so many in the middle.
+    Sizes and places are rounded as by torchvision's Resize and CenterCrop.
     Raises InputError naming what is not there (column, value), what is, and the nearest name.
     """
     table = read_rows(file, where, (image_column, label_column))
@@ -69,8 +77,10 @@ def read_images(
     labels, class_names = read_labels(table, label_column, file)
     # bytes and Pillow: half the time of decoding through the library
     encoded = table.cast_column(image_column, datasets.Image(decode=False))[image_column][:]
-    pixels = _stack((_decode(image["bytes"], f"{file}, picture {i}") for i, image in enumerate(encoded)), str(file))
-    images = torch.from_numpy(pixels).float().div_(255).sub_(mean).div_(std)
+    framing = _Framing(resize, crop, colour=isinstance(mean, tuple) or isinstance(std, tuple))
+    named = ((image["bytes"], f"{file}, picture {i}") for i, image in enumerate(encoded))
+    pixels = _stack((_decode(content, name, framing) for content, name in named), str(file))
+    images = torch.from_numpy(pixels).float().div_(255).sub_(_by_channel(mean)).div_(_by_channel(std))
     return LabelledExamples(images, labels, class_names)
 
 
@@ -105,7 +115,9 @@ def read_labels(table: datasets.Dataset, column: str, file: Path) -> tuple[Tenso
         raise InputError(f"{file}: column {column!r} is not of type ClassLabel, so the classes have no names.")
     values = table[column][:]
     for i, value in enumerate(values):
-        if value is None or not 0 <= value < len(labels.names):
+        if value is None:
+            raise InputError(f"{file}: row {i} of column {column!r} has no label.")
+        if not 0 <= value < len(labels.names):
             raise InputError(
                 f"{file}: row {i} of column {column!r} has the label {value}, outside the range of the "
                 f"{len(labels.names)} classes (0 to {len(labels.names) - 1})."
@@ -135,19 +147,58 @@ def _require(name: str, existing: Iterable[str], what: str) -> None:
         raise InputError(f"{name!r} is not a {what} ({known}){nearest(name, existing)}")
 
 
-def _decode(content: bytes, name: str) -> np.ndarray:
+def _by_channel(numbers: PerChannel) -> Tensor:
+    return torch.tensor(numbers).reshape(-1, 1, 1)
+
+
+@dataclass(frozen=True)
+class _Framing:
+    """Which part of a picture is looked at, and at which size. colour: grey pictures are read as RGB, too."""
+
+    resize: int | None
+    crop: int | None
+    colour: bool
+
+    def of(self, image: Image.Image, name: str) -> Image.Image:
+        if image.mode != "L" or self.colour:
+            image = image.convert("RGB")
+        if self.resize is not None:
+            shorter = min(image.size)
+            width, height = (int(self.resize * side / shorter) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        if self.crop is None:
+            return image
+        if min(image.size) < self.crop:
+            width, height = image.size
+            raise InputError(
+                f"{name}: has {width} x {height} pixels, too few for a square of {self.crop}; set resize to "
+                f"{self.crop} or more, or crop to less"
+            )
+        left, top = (round((side - self.crop) / 2) for side in image.size)
+        return image.crop((left, top, left + self.crop, top + self.crop))
+
+
+def _decode(content: bytes, name: str, framing: _Framing) -> np.ndarray:
     """[c, h, w] uint8; grey pictures have one channel, all others are read as RGB."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+            pixels = np.asarray(framing.of(image, name))
     except (UnidentifiedImageError, OSError, TypeError) as error:
         raise InputError(f"{name}: cannot be decoded: {error}") from error
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _some(shapes: Sequence[tuple[int, ...]], shown: int = 3) -> str:
+    more = f" and {len(shapes) - shown} more" if len(shapes) > shown else ""
+    return ", ".join(map(str, shapes[:shown])) + more
 
 
 def _stack(pictures: Iterable[np.ndarray], source: str) -> np.ndarray:
     pictures = list(pictures)
     shapes = sorted({picture.shape for picture in pictures})
     if len(shapes) > 1:
-        raise InputError(f"{source}: the pictures differ in shape (channels, height, width): {shapes}.")
+        raise InputError(
+            f"{source}: the pictures differ in shape (channels, height, width): {_some(shapes)}; set resize and crop, "
+            "and a mean for each of the three channels where some of them are grey"
+        )
     return np.stack(pictures)

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+from tqdm import tqdm
 
 from mergeline.errors import InputError
 from mergeline.evaluation.score import MetricName, Score
 from mergeline.evaluation.tokens import are_tokens, batches_by_length
+
+SHOWN = 20  # batches from which on there is a progress bar
 
 
 def predict_logits(
@@ -30,7 +33,9 @@ def predict_logits(
     batches, places = batches_by_length(inputs, batch_size) if are_tokens(inputs) else (inputs.split(batch_size), None)
     with torch.no_grad():
         own = {name: tensor.to(device) for name, tensor in (head or {}).items()}
-        found = [functional_call(module, own, (batch.to(device),)) for batch in batches]
+        quiet = True if len(batches) < SHOWN else None  # None: where somebody sees it
+        shown = tqdm(batches, desc="batches", leave=False, disable=quiet)
+        found = [functional_call(module, own, (batch.to(device),)) for batch in shown]
     outputs = torch.cat([getattr(batch, "logits", batch).float().cpu() for batch in found])
     if outputs.ndim != 2:
         raise InputError(f"the model gives outputs of shape {list(outputs.shape)}; expected a row for each example")

@@ -48,9 +48,7 @@ def columns_of(source: Path) -> list[str]:
 
 
 def values_of(source: Path, column: str) -> list[str]:
-    """The different values of a column, as text."""
-    if source.is_dir():
-        return []
+    """The different values of a column of a file, as text."""
     parquet = source.suffix == ".parquet"
     table = pyarrow.parquet.read_table(source, columns=[column]) if parquet else _table(source)
     return sorted({str(value) for value in table[column].to_pylist()})
@@ -80,7 +78,7 @@ def write_parquet(source: Path, target: Path, label_column: str) -> None:
     import datasets
 
     if source.is_dir():
-        _from_images(source).to_parquet(target)
+        _save(_from_images(source), target)
         return
     try:
         table = datasets.Dataset(_table(source))
@@ -88,7 +86,20 @@ def write_parquet(source: Path, target: Path, label_column: str) -> None:
         raise InputError(f"{source}: not a file of the kind {source.suffix}: {error}") from error
     if label_column in table.column_names and not isinstance(table.features[label_column], datasets.ClassLabel):
         table = _named(table, source, label_column)
-    table.to_parquet(target)
+    _save(table, target)
+
+
+def _save(table: Any, target: Path) -> None:
+    """As Parquet, without the library's progress bar: it writes to logs, too."""
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        table.to_parquet(target)
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def download_split(repository: str, revision: str, split: str, target: Path, label_column: str) -> None:
@@ -113,7 +124,7 @@ def download_split(repository: str, revision: str, split: str, target: Path, lab
         features = table.features.get(label_column)
         if features is not None and not isinstance(features, datasets.ClassLabel):
             table = table.class_encode_column(label_column)
-        table.to_parquet(target)
+        _save(table, target)
 
 
 def fingerprint(source: Path) -> tuple[Any, ...]:

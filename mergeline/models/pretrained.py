@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mergeline.errors import InputError
 from mergeline.threads import one_import
@@ -22,6 +22,20 @@ def causal_lm(folder: str, **changes: Any) -> nn.Module:
 def seq2seq(folder: str, **changes: Any) -> nn.Module:
     """An encoder-decoder model (`AutoModelForSeq2SeqLM`); arguments and errors as of `causal_lm`."""
     return _build("AutoModelForSeq2SeqLM", folder, changes)
+
+
+def text_classifier(folder: str, **changes: Any) -> nn.Module:
+    """A classifier of texts (`AutoModelForSequenceClassification`) that is called as tasks call it: with token ids and
+    attention masks [n, 2, length] int64, giving logits [n, labels]; arguments and errors as of `causal_lm`."""
+    module = _build("AutoModelForSequenceClassification", folder, {"attn_implementation": "eager"} | changes)
+    kind = type(module)
+
+    def forward(self: nn.Module, inputs: Tensor) -> Tensor:
+        ids, mask = inputs.unbind(dim=1)
+        return kind.forward(self, input_ids=ids, attention_mask=mask).logits
+
+    module.__class__ = type(kind.__name__, (kind,), {"forward": forward})  # the names of its tensors stay
+    return module
 
 
 def _build(kind: str, folder: str, changes: dict[str, Any]) -> nn.Module:

@@ -53,7 +53,7 @@ def inspect_plan(plan: Plan, *, held: Locate = lambda sha256: None, beside: Sequ
     faults = [*opened.faults, *_output_faults(plan.output)]
     common = plan.merge.vocabulary == "common"
     if len(opened.readers) > 1:
-        fitted, wrong = _with_one_head(plan, list(opened.readers.values()))
+        fitted, wrong = _with_one_head(plan, opened.readers)
         faults += wrong or unfitting(fitted, common_vocabulary=common)
     distances, alarms, unreadable = _distances(plan, opened.readers)
     faults += unreadable
@@ -130,12 +130,19 @@ def _distances(plan: Plan, readers: Mapping[str, Reader]) -> tuple[list[Distance
     return found, alarms, faults
 
 
-def _with_one_head(plan: Plan, readers: list[Reader]) -> tuple[list[Reader], list[str]]:
-    """The checkpoints but for the heads that are not merged, or what is wrong with these."""
+def _with_one_head(plan: Plan, readers: Mapping[str, Reader]) -> tuple[list[Reader], list[str]]:
+    """The checkpoints but for the heads that are not merged, or what is wrong with these. The heads are those of the
+    first task model: a base may have none."""
+    if not plan.heads:
+        return list(readers.values()), []
+    models = [readers[model.name] for model in plan.task_models if model.name in readers]
+    others = [reader for reader in readers.values() if reader not in models]
+    if not models:
+        return others[:1], []  # nothing here has heads that bases could be given
     try:
-        return with_one_head(readers, plan.heads), []
+        return with_one_head([*models, *others], plan.heads), []
     except InputError as fault:
-        return readers, [str(fault)]
+        return [*models, *others], [str(fault)]
 
 
 def _patterns(merge: Merge, models: Sequence[Reader]) -> tuple[list[PatternMatch], list[str]]:

@@ -66,7 +66,9 @@ def _verdict(plan: Plan, comparison: Comparison) -> str:
         text += f" The best single task model over the same tasks is {best.label} with {best.mean}{unit}."
     better = [row for row in comparison.rows if row.name != RESULT and row.mean.goodness > result.mean.goodness]
     names = ", ".join(f"{row.label} ({row.mean}{unit})" for row in better)
-    return text + (f" Rows above it: {names}." if better else " No other row is above it.")
+    if better:
+        return f"{text} Rows above it: {names}."
+    return text + (" No other row is above it." if len(comparison.rows) > 1 else "")
 
 
 def _reading(plan: Plan, comparison: Comparison) -> str:

@@ -122,3 +122,42 @@ def test_draws_share_no_row_keep_the_order_and_are_the_same_again(rows: int, cou
     assert draws == [sample_rows(pictures, count, draw).inputs.flatten().tolist() for draw in range(len(draws))]
     with pytest.raises(InputError, match=f"and there are {rows}"):
         sample_rows(pictures, count, len(draws))
+
+
+def gradient(width: int, height: int) -> np.ndarray:
+    """Grey grows from left to right."""
+    return np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1))
+
+
+def test_pictures_of_any_size_are_brought_to_one(tmp_path: Path) -> None:
+    """The shorter side is resized, as wide as it was high; the square is cut from the middle."""
+    folder = write(tmp_path / "sizes", [png(gradient(80, 40)), png(gradient(30, 90)), png(gradient(20, 20))])
+    read = load_images(folder, "test", mean=0.0, std=1.0, resize=20, crop=10)
+    assert read.inputs.shape == (3, 1, 10, 10)
+    left, right = read.inputs[:, 0, 5, 0], read.inputs[:, 0, 5, -1]
+    spans = (right - left).tolist()  # 9 of 40, of 20 and of 20 steps
+    assert spans == pytest.approx([9 / 40, 9 / 20, 9 / 20], abs=0.03)
+    assert ((left + right) / 2).tolist() == pytest.approx([0.5, 0.5, 0.5], abs=0.02)
+
+
+def test_the_middle_is_that_of_torchvision(tmp_path: Path) -> None:
+    """CenterCrop: an odd rest is rounded to even (7 x 6 pixels less 4: 1.5 is 2, 1 is 1)."""
+    pixels = np.arange(42, dtype=np.uint8).reshape(6, 7)
+    read = load_images(write(tmp_path / "middle", [png(pixels)]), "test", mean=0.0, std=1 / 255, crop=4)
+    torch.testing.assert_close(read.inputs[0, 0], torch.from_numpy(pixels[1:5, 2:6]).float())
+
+
+def test_three_numbers_are_for_red_green_and_blue_of_grey_pictures_too(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "colours",
+        [png(np.full((2, 2), 51, np.uint8)), png(np.full((2, 2, 3), [51, 102, 153], np.uint8), "RGB")],
+    )
+    read = load_images(folder, "test", mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 0.5))
+    torch.testing.assert_close(read.inputs[:, :, 0, 0], torch.tensor([[0.1, 0.0, -0.2], [0.1, 0.1, 0.6]]))
+    assert load_images(folder, "test", mean=0.0, std=(1.0, 1.0, 1.0)).inputs.shape == (2, 3, 2, 2)
+
+
+def test_a_picture_that_is_too_small_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path / "small", [png(gradient(30, 30)), png(gradient(9, 30))])
+    with pytest.raises(InputError, match=r"picture 1: has 9 x 30 pixels, too few for a square of 10; set resize to 10"):
+        load_images(folder, "test", crop=10)

@@ -1,5 +1,6 @@
 """Scores of hand-made cases."""
 
+import sys
 import warnings
 from dataclasses import astuple
 from math import sqrt
@@ -74,6 +75,17 @@ def test_batches_do_not_change_the_outputs_and_training_mode_is_refused() -> Non
     torch.testing.assert_close(outputs, module(images).detach())
     with pytest.raises(InputError, match="training mode"):
         predict_logits(module.train(), images)
+
+
+def test_who_watches_many_batches_sees_how_far_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    inputs = torch.zeros(40, 3)
+    predict_logits(nn.Linear(3, 2).eval(), inputs, batch_size=4)
+    assert capsys.readouterr().err == "", "a few take no time"
+    predict_logits(nn.Linear(3, 2).eval(), inputs, batch_size=1)
+    assert "/40" in capsys.readouterr().err
 
 
 def test_outputs_that_are_not_finite_are_counted() -> None:

@@ -44,6 +44,15 @@ def test_an_image_folder_has_the_classes_of_all_splits(folder: Path) -> None:
     assert columns_of(folder / "test") == ["image", "label"]
 
 
+def test_nothing_is_written_to_a_log_that_nobody_watches(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    write_parquet(folder / "test", tmp_path / "test.parquet", "label")
+    assert capfd.readouterr().err == ""
+    assert datasets.is_progress_bar_enabled(), "what its user set stays"
+
+
 def test_arrow_files_of_both_formats_are_what_parquet_is(folder: Path) -> None:
     parquet = converted(split_of(folder, "test"))
     expected = read_images(parquet)

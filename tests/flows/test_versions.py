@@ -38,11 +38,11 @@ def said_by(*arguments):
 
 
 def small_plan(folder):
-    """Two models of one base, two tasks, nothing to compare with, one program."""
+    """Two models of one base, two tasks, beside their own models, one program."""
     path = folder / "params.yaml"
     plan = yaml.safe_load(path.read_text())
     plan["checkpoints"] = [entry for entry in plan["checkpoints"] if "base-a" in (entry["name"], entry.get("base"))]
-    plan |= {"tasks": plan["tasks"][:2], "evaluation": {"compare": []}, "export": ["torch"]}
+    plan |= {"tasks": plan["tasks"][:2], "evaluation": {"compare": ["task_models"]}, "export": ["torch"]}
     path.write_text(yaml.safe_dump(plan, sort_keys=False))
 
 

@@ -81,6 +81,13 @@ def test_a_task_outside_does_not_hide_the_tasks_own_models():
     assert verdict(wider, comparison()) == verdict(shipped, comparison())
 
 
+def test_where_there_is_no_other_row_nothing_is_said_of_them():
+    alone = report_html(plan(), comparison(0.7, None), findings())
+    assert "Not compared" in alone and "other row" not in alone and "About the same" not in alone
+    beside = report_html(plan(), comparison(0.7, 0.6), findings())
+    assert "No other row scores better" in beside and "About the same" in beside
+
+
 def test_two_standard_errors_decide():
     def standing(value):
         rows = [row("ensemble", value), *comparison(0.7, None).rows]

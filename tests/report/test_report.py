@@ -60,6 +60,8 @@ def test_the_page_names_what_is_better_than_the_result(comparison):
     assert "best single task model over the same tasks is a-clean-02478 with 50.0" in page
     assert "![accuracy of every row](chart.png)" in page
     assert "0.4000, 0.5000; weakest group `stream` with 0.450" in page
+    alone = comparison.model_copy(update={"rows": comparison.rows[-1:]})
+    assert "other row" not in report_page(plan, alone, Facts(digests, [], {}, {}), "chart.png")
     for spec in plan.checkpoints:
         assert f"| {spec.name} | `{spec.uri}` | {spec.base or ''} | `{spec.sha256[:12]}` |" in page
 

@@ -1,10 +1,12 @@
 """Splits brought into the content store, whatever kind of source they come from."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from mergeline.errors import InputError
 from mergeline.plan import Dataset
-from tasks.inputs import take_slice
+from tasks.inputs import read_prototypes, take_prototypes, take_slice
 from tests.texts import write_texts, write_tokenizer
 
 
@@ -31,3 +33,41 @@ def test_texts_are_tokens_and_the_tokenizer_is_part_of_the_slice(state, tmp_path
     tokenizer.write_text(tokenizer.read_text().replace("chess", "chest"))
     changed = take_slice(dataset, "test", {})
     assert changed != taken and changed.load().inputs[0, 0].tolist() == [2, 1, 3, 0]
+
+
+def test_a_slice_of_pictures_is_framed_and_scaled_as_the_plan_says(state, tmp_path):
+    (tmp_path / "data" / "test" / "cat").mkdir(parents=True)
+    for i, size in enumerate([(12, 9), (6, 6)]):
+        Image.new("RGB", size, (51, 102, 153)).save(tmp_path / "data" / "test" / "cat" / f"{i}.png")
+    dataset = Dataset(path=tmp_path / "data", resize=4, crop=3, mean=[0.2, 0.2, 0.2], std=[1, 1, 2])
+    inputs = take_slice(dataset, "test", {}).load().inputs
+    assert inputs.shape == (2, 3, 3, 3)
+    assert inputs[1, :, 1, 1].tolist() == pytest.approx([0.0, 0.2, 0.2], abs=1e-6)
+
+
+def test_what_is_wrong_with_a_file_is_said_of_the_users_not_of_the_copy_in_the_store(state, tmp_path):
+    tokenizer = write_tokenizer(tmp_path / "base")
+    folder, here = tmp_path / "data", f"^{tmp_path / 'data' / 'test.parquet'}: "
+    write_texts(folder / "test.parquet", ["chess", None], [0, None], ["a", "b"])
+    images = Dataset(path=folder)
+    texts = Dataset(path=folder, text_column="text", tokenizer=tokenizer)
+    with pytest.raises(InputError, match=f"{here}row 1 of column 'text' is no text"):
+        take_slice(texts, "test", {}).load()
+    with pytest.raises(InputError, match=f"{here}row 1 of column 'text' is no text"):
+        take_slice(texts, "test", {}).tokens()
+    with pytest.raises(InputError, match=f"{here}row 1 of column 'text' is no text"):
+        take_slice(texts, "test", {}).texts("text")
+    with pytest.raises(InputError, match=f"'image' is not a column of {folder / 'test.parquet'}"):
+        take_slice(images, "test", {}).load()
+    with pytest.raises(InputError, match=f"value of column 'text' in {folder / 'test.parquet'}"):
+        take_slice(images, "test", {"text": "draughts"}).rows()
+    write_texts(folder / "test.parquet", ["chess", "mail"], [0, None], ["a", "b"])
+    with pytest.raises(InputError, match=f"{here}row 1 of column 'label' has no label"):
+        take_slice(texts, "test", {}).load()
+    tokenizer.write_text("nothing")
+    with pytest.raises(InputError, match=f"^{tokenizer}: not a tokenizer"):
+        take_slice(texts, "test", {}).tokens()
+    (tmp_path / "prototypes.safetensors").write_text("nothing")
+    wrong = take_prototypes(Dataset(path=folder, prototypes=tmp_path / "prototypes.safetensors"))
+    with pytest.raises(InputError, match=f"^{tmp_path / 'prototypes.safetensors'}: not a file of label prototypes"):
+        read_prototypes(wrong)

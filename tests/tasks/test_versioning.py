@@ -1,19 +1,22 @@
 """What git and DVC know of a result: commits, changes, digests as dvc.lock has them, fresh clones."""
 
 import os
+import shutil
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from flows import rebuild
 from mergeline.errors import InputError
+from mergeline.evaluation.sources import write_parquet
 from mergeline.plan import Plan
-from tasks.rebuilding import bring_inputs
+from tasks.rebuilding import bring_inputs, unlike
 from tasks.run_lookup import RecordedRun
 from tasks.store import digest, file_digests, put_directory, take_file
-from tasks.versioning import COMMIT, DIRTY, changes, clone_at, dvc_md5, has_commit, head, locked_md5, version_tags
+from tasks.versioning import COMMIT, DIRTY, MD5, changes, clone_at, dvc_md5, has_commit, head, locked_md5, version_tags
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -200,3 +203,54 @@ def test_every_input_that_is_missing_or_another_is_named(repository: Path, tmp_p
     assert "data/none.safetensors is neither in the commit, nor in the working tree or the store" in second
     assert f"outside.safetensors has sha256 {digest(tmp_path / 'outside.safetensors')}; the run read 0000" in third
     assert "dvc pull" in advice
+
+
+@pytest.mark.parametrize("kind", ["pictures", "csv"])
+def test_data_that_is_converted_is_compared_as_what_it_comes_to(
+    repository: Path, tmp_path: Path, state: Path, kind: str
+) -> None:
+    """A folder of pictures, or a CSV file, in the working tree and not in the commit."""
+    folder = repository / "data/set"
+    if kind == "csv":
+        folder.mkdir()
+        split = folder / "test.csv"
+        split.write_text("text,about\nchess,games\nmail,net\n")
+        (folder / "train.csv").write_text("text,about\nships,a third class\n")
+    else:
+        split = folder / "test"
+        for split_and_class in ("test/cat", "train/ant"):
+            (folder / split_and_class).mkdir(parents=True)
+            Image.new("L", (2, 2)).save(folder / split_and_class / "0.png")
+    write_parquet(split, tmp_path / "as.parquet", "about")
+    source = str(split.relative_to(repository))
+    entry = {"kind": "dataset", "name": source, "source": source, "sha256": digest(tmp_path / "as.parquet")}
+    plan = {"datasets": {"set": {"path": "data/set", "label_column": "about"}}}
+    run = RecordedRun(run_id="1", tags={}, lineage={"inputs": [entry], "plan": plan})
+    clone_at(repository, "HEAD", tmp_path / "clone")
+    bring_inputs(run, repository, tmp_path / "clone")
+    write_parquet(tmp_path / "clone" / source, tmp_path / "again.parquet", "about")
+    assert digest(tmp_path / "again.parquet") == entry["sha256"], "with the classes of the splits beside it"
+
+    other = RecordedRun(run_id="1", tags={}, lineage={"inputs": [entry | {"sha256": "0" * 64}], "plan": plan})
+    with pytest.raises(InputError, match=f"{source} comes to sha256 {entry['sha256']}; the run read 0000"):
+        bring_inputs(other, repository, tmp_path / "clone")
+    shutil.rmtree(folder)
+    shutil.rmtree(tmp_path / "clone/data/set")
+    with pytest.raises(InputError, match=f"{source} is neither in the commit nor in the working tree; the run read"):
+        bring_inputs(run, repository, tmp_path / "clone")
+
+
+def test_heads_of_tasks_are_compared_as_the_model_is(tmp_path: Path) -> None:
+    model, own = tmp_path / "model.safetensors", tmp_path / "heads" / "tops.safetensors"
+    own.parent.mkdir()
+    for file in (model, own):
+        file.write_text(file.name)
+    run = RecordedRun(
+        run_id="1",
+        tags={f"{MD5}heads": dvc_md5(own.parent), f"{MD5}report.md": "0"},
+        lineage={"files": {model.name: digest(model)}},
+    )
+    assert unlike(run, tmp_path) == (["model.safetensors", "heads"], [])
+    own.write_text("another")
+    same, [other] = unlike(run, tmp_path)
+    assert same == ["model.safetensors"] and other.startswith("heads: md5 ")
