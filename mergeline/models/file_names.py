@@ -32,12 +32,13 @@ def names_in_memory(module: nn.Module, checkpoint: Reader) -> dict[str, str]:
     stored = revert_weight_conversion(cast("PreTrainedModel", module), shells)
     if not given & set(stored):
         return {name: name for name in own}
-    for name, tensor in stored.items():
-        if id(tensor) not in memory:
-            raise InputError(
-                f"{checkpoint.source}: tensor '{name}' is joined with others, or cut, when transformers loads a "
-                f"{type(module).__name__}; such a model can be merged, but not be measured: leave out its tasks"
-            )
+    changed = [name for name, tensor in stored.items() if id(tensor) not in memory]
+    if changed or len(stored) < len(own):
+        raise InputError(
+            f"{checkpoint.source}: tensor '{(changed or sorted(given))[0]}' is joined with others, or cut, when "
+            f"transformers loads a {type(module).__name__}; such a model can be merged, but not be measured: leave out "
+            "its tasks"
+        )
     return {name: memory[id(tensor)] for name, tensor in stored.items()}
 
 
