@@ -35,13 +35,13 @@ class ArchitectureSpec(BaseModel):
     heads: list[str] = []
     device: str = "cpu"
 
-    def load(self, checkpoint: Reader) -> nn.Module:
-        """The module with the tensors of a checkpoint, in eval mode."""
+    def load(self, checkpoint: Reader, *, by_name: bool = True) -> nn.Module:
+        """The module with the tensors of a checkpoint, in eval mode. by_name: as of `load_model`."""
         import_first()  # a factory may import transformers, which torchmetrics does too
         from mergeline.models.load import load_model
         from mergeline.models.place import place
 
-        return place(load_model(self.factory, self.kwargs, checkpoint, self.heads), self.device)
+        return place(load_model(self.factory, self.kwargs, checkpoint, self.heads, by_name=by_name), self.device)
 
 
 def specify(architecture: Architecture, heads: list[str]) -> ArchitectureSpec:

@@ -43,7 +43,7 @@ def evaluate(
 
     for domain in domains:
         domain.prepare()  # first: it imports what the stages that run beside this one import too
-    modules = [architecture.load(reader) for reader in open_artifacts(models)]
+    modules = [architecture.load(reader, by_name=False) for reader in open_artifacts(models)]
     row = measure(
         modules,
         domains,

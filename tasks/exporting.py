@@ -46,7 +46,7 @@ def export_model(
     found: list[float] = []
     with _alone():
         inputs = calibration.load().inputs[:CHECKED_ON]
-        module = architecture.load(open_artifact(model))
+        module = architecture.load(open_artifact(model), by_name=False)
         try:
             ref = put_file(
                 lambda path: found.append(export_module(kind, module, inputs, path)),

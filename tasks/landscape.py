@@ -72,10 +72,12 @@ def lay_plane(
     """
     from mergeline.landscape.distances import inner_products
     from mergeline.landscape.plane import lay_plane as lay
+    from mergeline.models.file_names import by_file_names
 
     anchors = [*models, *spare]
     readers = _open(anchors, architecture)
-    names = [name for name, _ in architecture.load(readers[0]).named_parameters()]
+    module = architecture.load(readers[0], by_name=False)
+    names = list(by_file_names(dict(module.named_parameters()), module, readers[0]))
     return lay(
         [anchor.name for anchor in anchors],
         inner_products(readers, names),
@@ -112,7 +114,7 @@ def measure_losses(
     for shares in tqdm(weights, desc=f"{'points':<12}", unit="point", disable=None, leave=False):
         point = AffineReader(readers, shares)
         try:
-            module = architecture.load(point)
+            module = architecture.load(point, by_name=False)
             for domain in domains:
                 _measure(module, domain, calibration_batch, batch_size, own, losses, accuracies)
         except InputError as fault:

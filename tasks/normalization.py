@@ -25,10 +25,12 @@ def reset_normalization(
 ) -> ArtifactRef:
     """The checkpoint with the statistics that its normalisation layers see on the calibration data, in its dtypes."""
     from mergeline.checkpoints.writer import write_checkpoint
+    from mergeline.models.file_names import by_file_names
 
     reader = open_artifact(model)
-    module = calibrated(architecture.load(reader), calibration, batch_size)
-    state = {name: tensor.to(reader.dtype(name)) for name, tensor in module.state_dict().items()}
+    module = calibrated(architecture.load(reader, by_name=False), calibration, batch_size)
+    named = by_file_names(module.state_dict(), module, reader)
+    state = {name: tensor.to(reader.dtype(name)) for name, tensor in named.items()}
 
     def write(path: Path, max_shard_size: int | None) -> None:
         write_checkpoint(path, state, max_shard_size=max_shard_size)
@@ -44,8 +46,11 @@ def measure_normalization(
     from safetensors.torch import save_file
 
     from mergeline.calibration.normalization import normalization_statistics
+    from mergeline.models.file_names import by_file_names
 
-    statistics = normalization_statistics(calibrated(architecture.load(open_artifact(model)), calibration, batch_size))
+    reader = open_artifact(model)
+    module = calibrated(architecture.load(reader, by_name=False), calibration, batch_size)
+    statistics = by_file_names(normalization_statistics(module), module, reader)
     return put_file(lambda path: save_file(statistics, path), ".safetensors", "normalization")
 
 

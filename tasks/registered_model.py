@@ -148,7 +148,7 @@ def _signature(job: Job, made: Made, example: Tensor) -> ModelSignature:
 
     shape = (2, -1) if are_tokens(example) else tuple(example.shape[1:])
     with torch.inference_mode():
-        outputs = job.architecture.load(open_artifact(made.model))(example)
+        outputs = job.architecture.load(open_artifact(made.model), by_name=False)(example)
     return ModelSignature(
         inputs=Schema([TensorSpec(example.numpy().dtype, (-1, *shape))]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, *outputs.shape[1:]))]),

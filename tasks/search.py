@@ -104,7 +104,7 @@ def try_candidate(
     else:
         chosen = {name: value for name, value in merge.options.items() if name in ("scale", "scales")}
         tensors = candidate(ground.weighted.path, **chosen)
-    module = architecture.load(TensorReader(tensors, source="candidate"))
+    module = architecture.load(TensorReader(tensors, source="candidate"), by_name=False)
     heads, named = read_heads(domains, ground.heads), {"name": "candidate", "label": "candidate"}
     return measure([module], domains, classes, calibration_batch, batch_size, heads=heads, **named)
 

@@ -69,9 +69,12 @@ class MergedModel(PythonModel):
         module_name, _, function = self._about["factory"].partition(":")
         kwargs = self._about["kwargs"] | ({"folder": str(self._folder)} if self._about.get("has_configuration") else {})
         module: torch.nn.Module = getattr(import_module(module_name), function)(**kwargs)
-        module.load_state_dict(self._weights())
+        weights = self._weights()
+        names = _names_in_memory(module, weights)
+        module.load_state_dict({names.get(name, name): tensor for name, tensor in weights.items()})
         if domain:
-            module.load_state_dict(load_file(self._folder / "normalization" / f"{domain}.safetensors"), strict=False)
+            statistics = load_file(self._folder / "normalization" / f"{domain}.safetensors")
+            module.load_state_dict({names.get(name, name): tensor for name, tensor in statistics.items()}, strict=False)
         if task:
             _replace(module, load_file(self._folder / "heads" / f"{task}.safetensors"))
         return module.eval()
@@ -91,6 +94,17 @@ class MergedModel(PythonModel):
                 return Path(place)
         places = " or ".join(file["places"])
         raise FileNotFoundError(f"{name} was too large to be copied into MLflow; it must lie, unaltered, in {places}")
+
+
+def _names_in_memory(module: Any, weights: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Name in files -> in memory where transformers renames tensors while loading; else nothing."""
+    own = module.state_dict()
+    if not set(weights) - set(own):
+        return {}
+    from transformers.core_model_loading import revert_weight_conversion
+
+    memory = {id(tensor): name for name, tensor in own.items()}
+    return {name: memory[id(tensor)] for name, tensor in revert_weight_conversion(module, own).items()}
 
 
 def _replace(module: torch.nn.Module, head: dict[str, torch.Tensor]) -> None:

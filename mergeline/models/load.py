@@ -13,20 +13,32 @@ from mergeline.checkpoints.readers import Reader
 from mergeline.errors import InputError, nearest
 from mergeline.evidence.measuring import names_of
 from mergeline.models.build import build_model
+from mergeline.models.file_names import names_in_memory
 
 
-def load_model(factory: str, kwargs: Mapping[str, Any], checkpoint: Reader, heads: Collection[str] = ()) -> nn.Module:
+def load_model(
+    factory: str,
+    kwargs: Mapping[str, Any],
+    checkpoint: Reader,
+    heads: Collection[str] = (),
+    *,
+    by_name: bool = True,
+) -> nn.Module:
     """Build the module and give it the tensors of the checkpoint, converted to the module's dtypes; eval mode.
 
     heads: parts of the module that belong to single tasks: they take the shape that the checkpoint has them in, and
     are 0 where it has none. A parameter that the module ties to another one may be missing, if that one is there.
+    by_name: whether the caller looks for the checkpoint's names in the module; False also takes a module whose tensors
+    have other names in memory than in files (`names_in_memory`).
     Raises InputError naming the checkpoint and the first tensor that is missing, unknown or of another shape.
     """
     module = build_model(factory, kwargs)
     _fit_heads(module, checkpoint, heads)
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    names = set(checkpoint.names())
-    tied = {name: set(same) for same in names_of(module).values() for name in same if len(same) > 1}
+    memory = names_in_memory(module, checkpoint)
+    _refuse_other_names(memory, checkpoint, factory, heads, by_name)
+    state, names = module.state_dict(), set(checkpoint.names())
+    expected = {name: tuple(state[other].shape) for name, other in memory.items()}
+    tied = _tied(module, memory)
     for name, shape in expected.items():
         if name not in names and (any(is_of(name, head) for head in heads) or tied.get(name, set()) & names):
             continue
@@ -39,8 +51,30 @@ def load_model(factory: str, kwargs: Mapping[str, Any], checkpoint: Reader, head
             )
     for name in sorted(names - set(expected)):
         raise InputError(f"{checkpoint.source}: tensor '{name}' has no place in {factory}{nearest(name, expected)}")
-    module.load_state_dict(dict(checkpoint), strict=False)  # all names were looked at
+    tensors = {memory[name]: tensor for name, tensor in checkpoint.items()}
+    module.load_state_dict(tensors, strict=False)  # all names were looked at
     return module
+
+
+def _refuse_other_names(
+    memory: Mapping[str, str], checkpoint: Reader, factory: str, heads: Collection[str], by_name: bool
+) -> None:
+    """Refuse a tensor that is looked for by its name and has another one in memory; heads always are."""
+    for name, other in memory.items():
+        if name != other and (by_name or any(is_of(name, head) or is_of(other, head) for head in heads)):
+            raise InputError(
+                f"{checkpoint.source}: tensor '{name}' is '{other}' in memory, as transformers renames those of "
+                f"{factory} while loading; such a model can be merged and measured, but not be aligned, calibrated "
+                "or merged by what is measured of its layers, and no layer that is renamed can be the head of a task"
+            )
+
+
+def _tied(module: nn.Module, memory: Mapping[str, str]) -> dict[str, set[str]]:
+    """Name in files of each tied parameter -> all names in files of it."""
+    files = {other: name for name, other in memory.items()}
+    return {
+        files[name]: {files[n] for n in same} for same in names_of(module).values() for name in same if len(same) > 1
+    }
 
 
 def _fit_heads(module: nn.Module, checkpoint: Reader, heads: Collection[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,32 @@ def text_classifier(folder: str, **changes: Any) -> nn.Module:
     """A classifier of texts (`AutoModelForSequenceClassification`) that is called as tasks call it: with token ids and
     attention masks [n, 2, length] int64, giving logits [n, labels]; arguments and errors as of `causal_lm`."""
     module = _build("AutoModelForSequenceClassification", folder, {"attn_implementation": "eager"} | changes)
+
+    def logits(own: Callable[..., Any], inputs: Tensor) -> Tensor:
+        ids, mask = inputs.unbind(dim=1)
+        return own(input_ids=ids, attention_mask=mask).logits
+
+    return _called_by(logits, module)
+
+
+def image_classifier(folder: str, **changes: Any) -> nn.Module:
+    """A classifier of pictures (`AutoModelForImageClassification`) that is called as tasks call it: with pictures
+    [n, channels, height, width] float32, giving logits [n, labels]; arguments and errors as of `causal_lm`."""
+    module = _build("AutoModelForImageClassification", folder, changes)
+    return _called_by(lambda own, inputs: own(pixel_values=inputs).logits, module)
+
+
+def _called_by(logits: Callable[[Callable[..., Any], Tensor], Tensor], module: nn.Module) -> nn.Module:
+    """The module, called with one tensor; logits: its own forward and the tensor -> what it answers.
+
+    The names of its tensors stay, and transformers takes it for the class of its own that it is (`__module__`).
+    """
     kind = type(module)
 
     def forward(self: nn.Module, inputs: Tensor) -> Tensor:
-        ids, mask = inputs.unbind(dim=1)
-        return kind.forward(self, input_ids=ids, attention_mask=mask).logits
+        return logits(partial(kind.forward, self), inputs)
 
-    module.__class__ = type(kind.__name__, (kind,), {"forward": forward})  # the names of its tensors stay
+    module.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
     return module
 
 
