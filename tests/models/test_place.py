@@ -48,7 +48,7 @@ def test_a_device_that_is_not_there_is_one_sentence(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_answers_on_cuda_are_those_of_the_cpu_and_the_same_each_time() -> None:
     torch.manual_seed(0)
-    module, inputs = resnet([1, 1, 1], width=8, outputs=10).eval(), torch.randn(64, 1, 28, 28)
+    module, inputs = resnet(blocks=[1, 1, 1], width=8, outputs=10).eval(), torch.randn(64, 1, 28, 28)
     expected = predict_logits(module, inputs)
     placed = place(module, "cuda")
     found = predict_logits(placed, inputs)
