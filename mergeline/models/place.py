@@ -17,10 +17,17 @@ def place(module: nn.Module, device: str) -> nn.Module:
     """
     if device == "cpu":
         return module
-    count, number = torch.cuda.device_count(), torch.device(device).index or 0
-    if number >= count:
-        there = f"PyTorch sees {count} CUDA device{'s' * (count != 1)} here" if count else "PyTorch sees no CUDA here"
-        raise InputError(f"evaluation.device: there is no {device} ({there}); write cpu, or run where there is one")
+    if missing := missing_device(device):
+        raise InputError(missing)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return module.to(device)
+
+
+def missing_device(device: str) -> str:
+    """What is wrong with `evaluation.device` here: a sentence where there is no such device, "" where there is."""
+    count, number = torch.cuda.device_count(), torch.device(device).index or 0
+    if device == "cpu" or number < count:
+        return ""
+    there = f"PyTorch sees {count} CUDA device{'s' * (count != 1)} here" if count else "PyTorch sees no CUDA here"
+    return f"evaluation.device: there is no {device} ({there}); write cpu, or run where there is one"

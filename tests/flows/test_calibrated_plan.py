@@ -39,7 +39,7 @@ def test_controls_reach_what_they_can_and_are_told(calibrated):
         assert rows[name].joint.value > rows["uncalibrated"].joint.value
         assert rows[name].tasks != rows["merged"].tasks
     report = (output / "report.md").read_text()
-    _, told = report.split("Controls, of which that much owes nothing to the merge: ")
+    _, told = report.split("Controls show how much of that needs no good merge: ")
     ridge = f"ridge from raw inputs {rows['control-ridge'].mean} % over the tasks"
     assert told.index("random alignment, calibrated ") < told.index(ridge) < told.index("data of another domain")
     assert "calibrated on fashion/calibration half: " in told
