@@ -53,7 +53,7 @@ def test_both_models_and_the_record_are_published(calibrated):
     record = json.loads((output / "calibration.json").read_text())
     assert record["images"] == 600 and record["layers"][0]["name"] == "conv1" and len(record["shares"]) == 10
     report = (output / "report.md").read_text()
-    assert "closed-form distillation" in report and "are the merge's own" in report and "Controls, of which" in report
+    assert "closed-form distillation" in report and "are the merge's own" in report and "Controls show" in report
     assert "closed-form distillation" in (output / "report.html").read_text()
     assert "calibrate" in json.loads((output / "lineage.json").read_text())["plan"]
 
