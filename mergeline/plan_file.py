@@ -146,7 +146,8 @@ def _sentence(fault: Any) -> str:
         case "model_type" | "dict_type":
             return f"{place}: expected a mapping of fields (found {fault['input']!r})"
         case _:
-            return f"{place}: {fault['msg'].removeprefix('Value error, ')} (found {fault['input']!r})"
+            found = "" if isinstance(fault["input"], dict) else f" (found {fault['input']!r})"  # not a whole section
+            return f"{place}: {fault['msg'].removeprefix('Value error, ')}{found}"
 
 
 def _description(location: Sequence[str | int]) -> str | None:

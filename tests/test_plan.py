@@ -117,6 +117,10 @@ def test_overrides_reach_every_depth():
         ("datasets.fashion.mean=[0.4, 0.5]", "datasets.fashion.mean: expected a finite number, or a list of .*red"),
         ("datasets.fashion.mean=grey", "datasets.fashion.mean: expected a finite number, or a list of three"),
         ("datasets.fashion.std=[0.2, 0, 0.2]", "datasets.fashion.std: pixels are divided by it"),
+        (
+            "datasets.fashion.tokenizer=x",
+            r"datasets.fashion: texts .text_column. need a tokenizer, and images have none$",
+        ),
         ("datasets.fashion.crop=0", "datasets.fashion.crop: .*greater than 0"),
         ("datasets.fashion.std=[0.2, true, 0.2]", "datasets.fashion.std: expected a finite number, or a list of three"),
         ("evaluation.device=gpu", r"evaluation.device: expected cpu, cuda, or cuda:1: .* \(found 'gpu'\)$"),
