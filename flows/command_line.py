@@ -99,6 +99,7 @@ def _show_plan(plan: Plan) -> int:
 
     from mergeline.comparison import aligns, comparison_rows
     from mergeline.preflight.inspect import inspect_plan
+    from mergeline.report.calibration import calibration_steps
     from mergeline.report.preflight import show_preflight
     from tasks.publishing import published_beside
     from tasks.store import held
@@ -109,6 +110,8 @@ def _show_plan(plan: Plan) -> int:
         print(f"align {', '.join(plan.families[1:])} to {plan.families[0]} in {plan.align.space} space")
     options = plan.merge.options | ({"granularity": plan.merge.granularity} if plan.merge.granularity else {})
     print(f"merge by {plan.merge.method} {options or ''}, publish into {plan.output}")
+    if plan.calibrate:
+        print(f"calibrate: {calibration_steps(plan.calibrate)}")
     for row in comparison_rows(plan) if plan.tasks else ():
         print(f"  {row.label:<48} {row.kind} of {', '.join(row.members)}")
     found = inspect_plan(plan, held=held, beside=published_beside(plan, measured=bool(plan.tasks)))

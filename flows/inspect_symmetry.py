@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
 
-from flows.command_line import quiet_prefect
-from mergeline.errors import InputError
+from flows.command_line import exit_status, quiet_prefect
 from mergeline.plan import Plan
 from tasks.architecture import load_symmetry, prove_symmetry
 from tasks.job import Job
@@ -23,21 +23,24 @@ def inspect_symmetry(plan: Plan) -> ArtifactRef:
 
 
 def main() -> int:
-    """Print the table, write YAML and SVG; exit status 0, or 2 for bad input."""
+    """Print the table, write YAML and SVG.
+
+    Exit status 0, 1 where it failed, 2 for bad input, 130 where it was stopped.
+    """
     parser = argparse.ArgumentParser(prog="python -m flows.inspect_symmetry", description=__doc__)
     parser.add_argument("--params", default="params.yaml", metavar="FILE", help="the plan (default: params.yaml)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one field")
     parser.add_argument("--output", type=Path, default=Path("data/symmetry"), help="folder for symmetry.yaml and .svg")
-    options = parser.parse_args()
-    try:
-        from mergeline.plan_file import load_plan
+    work = partial(_inspect, parser.parse_args())
+    return exit_status(work, what="the inspection", again="the same command again takes what was done from the cache")
 
-        plan = load_plan(options.params, options.set)
-        quiet_prefect()
-        symmetry = load_symmetry(inspect_symmetry(plan))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+
+def _inspect(options: argparse.Namespace) -> None:
+    from mergeline.plan_file import load_plan
+
+    plan = load_plan(options.params, options.set)
+    quiet_prefect()
+    symmetry = load_symmetry(inspect_symmetry(plan))
     from rich.console import Console
 
     from mergeline.report.symmetry import draw_symmetry, symmetry_table
@@ -50,7 +53,6 @@ def main() -> int:
     for subject, note in symmetry.notes.items():
         console.print(f"  {subject}: {note}", soft_wrap=True)
     console.print(f"  {options.output / 'symmetry.yaml'}  {options.output / 'symmetry.svg'}")
-    return 0
 
 
 if __name__ == "__main__":

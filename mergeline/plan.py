@@ -46,7 +46,7 @@ class Architecture(Section):
 class Checkpoint(Section):
     """One checkpoint. A task model names the base it was trained from; a base names none."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^[\w.-]+$", description="letters, digits, '.', '-' and '_'")
     uri: str = Field(
         min_length=1,
         description="file, folder or index of shards: a path, http(s)://, any fsspec URL, or "
@@ -55,7 +55,8 @@ class Checkpoint(Section):
     sha256: str | None = Field(
         default=None,
         pattern=r"^[0-9a-f]{64}$",
-        description="of the file, or of a folder that of what sha256sum prints for its files; verified before use",
+        description="64 hexadecimal digits: of the file, or of a folder that of what sha256sum prints for its files; "
+        "verified before use",
     )
     base: str | None = Field(
         default=None,
@@ -165,7 +166,7 @@ class Evaluation(Section):
 
     batch_size: int = Field(default=250, gt=0)
     device: str = Field(
-        default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where models answer: cpu, cuda, or cuda:1"
+        default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda, or cuda:1: where models answer"
     )
     compare: list[ComparisonKind] = Field(default=list(get_args(ComparisonKind)))
 
@@ -270,7 +271,9 @@ class Registry(Section):
     """Where the merged model is registered in MLflow, as a version with the alias `candidate`."""
 
     model: str = Field(
-        pattern=r"^\w[\w .-]*$", max_length=250, description="name of the registered model, made where missing"
+        pattern=r"^\w[\w .-]*$",
+        max_length=250,
+        description="name of the registered model, of letters, digits, blanks, '.', '-' and '_'; made where missing",
     )
 
 
@@ -305,7 +308,7 @@ class Plan(Section):
     calibration data.
     """
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^[\w.-]+$", description="letters, digits, '.', '-' and '_'")
     output: Path = Field(default=Path("data/merged"), description="folder the result is published into")
     architecture: Architecture | None = None
     checkpoints: list[Checkpoint] = Field(min_length=2)

@@ -22,8 +22,9 @@ class Section(BaseModel):
 
 def _numbers(given: Any) -> Any:
     numbers = given if isinstance(given, list | tuple) else [given]
-    if len(numbers) not in (1, 3) or not all(isinstance(n, int | float) and isfinite(n) for n in numbers):
-        raise ValueError("expected a number, or a list of three: for red, green and blue")
+    plain = all(isinstance(n, int | float) and not isinstance(n, bool) and isfinite(n) for n in numbers)
+    if len(numbers) not in (1, 3) or not plain:
+        raise ValueError("expected a finite number, or a list of three: for red, green and blue")
     return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 
@@ -42,10 +43,12 @@ class Dataset(Section):
     hub: str | None = Field(
         default=None,
         pattern=r"^[\w.-]+/[\w.-]+$",
-        description="dataset repository of the Hugging Face Hub, in place of path",
+        description="owner/name of a dataset repository of the Hugging Face Hub, in place of path",
     )
     revision: str | None = Field(
-        default=None, pattern=r"^[0-9a-f]{40}$", description="commit of the repository, in full: a branch may move"
+        default=None,
+        pattern=r"^[0-9a-f]{40}$",
+        description="40 hexadecimal digits: commit of the repository, in full, as a branch may move",
     )
     image_column: str = "image"
     label_column: str = "label"
@@ -115,7 +118,7 @@ class Calibration(Section):
 class Task(Section):
     """What a task model was trained for, and the data that measures it."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^[\w.-]+$", description="letters, digits, '.', '-' and '_'")
     checkpoint: str | None = Field(
         default=None,
         description="the task model that was trained for this task; null: none was (out of domain), so it is measured "
@@ -129,8 +132,8 @@ class Task(Section):
     head: str | None = Field(
         default=None,
         pattern=r"^\w+(\.\w+)*$",
-        description="kind head: the part of the module that is not merged, but taken from the task's own checkpoint; "
-        "null: the last layer is merged like everything else",
+        description="name of a part of the module, such as classifier (kind: head): it is not merged, but taken from "
+        "the task's own checkpoint; null: the last layer is merged like everything else",
     )
     dataset: str
     split: str = "test"

@@ -78,8 +78,8 @@ def read_value(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping: YAML would silently keep the last. 1e-3 is a number, as in YAML
-    1.2 and for DVC; in YAML 1.1 it is a text."""
+    """Refuses a key that stands twice in one mapping: YAML would silently keep the last. 1e-3 and 1.5e3 are numbers,
+    as in YAML 1.2 and for DVC; in YAML 1.1 they are texts."""
 
 
 def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -90,7 +90,11 @@ def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[
     return loader.construct_mapping(node, deep=True)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), [*"-+0123456789"])
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    [*"-+.0123456789"],
+)
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
 
 
@@ -137,8 +141,20 @@ def _sentence(fault: Any) -> str:
         case "literal_error":
             hint = nearest(str(fault["input"]), re.findall(r"'([^']+)'", fault["ctx"]["expected"]), listed=True)
             return f"{place}: '{fault['input']}' is not one of {fault['ctx']['expected']}{hint}"
+        case "string_pattern_mismatch" if wanted := _description(fault["loc"]):
+            return f"{place}: expected {wanted} (found {fault['input']!r})"
+        case "model_type" | "dict_type":
+            return f"{place}: expected a mapping of fields (found {fault['input']!r})"
         case _:
-            return f"{place}: {fault['msg'].removeprefix('Value error, ')} (found {fault['input']!r})"
+            found = "" if isinstance(fault["input"], dict) else f" (found {fault['input']!r})"  # not a whole section
+            return f"{place}: {fault['msg'].removeprefix('Value error, ')}{found}"
+
+
+def _description(location: Sequence[str | int]) -> str | None:
+    """What the field at a place in the plan is said to be."""
+    section = _section_at(location[:-1]) or Plan
+    field = section.model_fields.get(str(location[-1]))
+    return field.description if field else None
 
 
 def _section_at(location: Sequence[str | int]) -> type[BaseModel] | None:

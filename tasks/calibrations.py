@@ -32,7 +32,8 @@ class Calibrations:
 
     def ridge(self, row: Row) -> dict[str, Any]:
         """Arguments of `evaluate_ridge`: a linear map to what the last layer is calibrated to."""
-        measuring = self._job.measuring(self._job.domains) | {"architecture": self._job.architecture}  # it is fitted
+        measuring = self._job.measuring(self._job.domains)
+        measuring["architecture"] = self._job.architecture  # on the CPU: what is fitted there is no answer of a model
         shared = {"models": self._models, "heads": self._heads, "options": self._options}
         calibration = {"calibration": self._job.calibration}
         return {"name": row.name, "label": row.label} | shared | calibration | measuring

@@ -24,9 +24,8 @@ from tasks.store import digest, held, held_folder
 from tasks.versioning import CHANGES, CODE, DIRTY, MACHINE, MD5, PACKAGE, dvc_md5, machine_facts, package_versions
 
 REBUILT, PLAN_FILE = "rebuilt", "rebuilt.yaml"
-COMPARED = (  # beside the files of the model
-    *("normalization", "heads", "alignment", "coefficients", "uncalibrated", "calibration.json", "metrics.json"),
-)
+COMPARED = ["normalization", "heads", "alignment", "coefficients", "uncalibrated", "calibration.json", "metrics.json"]
+"""What is compared beside the files of the model."""
 
 
 def bring_inputs(run: RecordedRun, project: Path, clone: Path) -> None:
@@ -133,6 +132,8 @@ def write_plan(run: RecordedRun, clone: Path) -> Path:
     plan["tracking"]["enabled"] = False
     compared = plan["evaluation"]["compare"]  # of the other rows, metrics.json says nothing
     plan["evaluation"]["compare"] = [kind for kind in compared if kind in OWN_MODELS]
+    if plan.get("calibrate"):
+        plan["calibrate"]["control_data"] = None  # it is for one of those rows
     own: dict[str, Any] = {"runner": "threads", "workers": None, "export": []}
     plan |= {name: value for name, value in own.items() if name in plan}
     path = clone / PLAN_FILE

@@ -91,7 +91,7 @@ def test_a_value_of_the_grid_that_does_not_fit_is_named_with_its_cell() -> None:
         ("{choose: {split: test}}", "name=x", "compare.choose.split: tasks[0], tasks[1], tasks[2], tasks[3] are"),
         ("{choose: {split: tset}}", "name=x", "compare.choose.split: 'tset' is not a split of"),
         ("{grid: {merge.scale: []}}", "name=x", "compare.grid.merge.scale: List should have at least 1 item"),
-        ("{cells: {a: 3}}", "name=x", "compare.cells.a: Input should be a valid dictionary"),
+        ("{cells: {a: 3}}", "name=x", "compare.cells.a: expected a mapping of fields"),
     ],
 )
 def test_what_makes_no_comparison_is_refused(compare: str, override: str, sentence: str) -> None:

@@ -114,11 +114,19 @@ def test_overrides_reach_every_depth():
             r"checkpoints\[2\].base: 'a-clean-02478' starts from initial, 'base-a' does not",
         ),
         ("checkpoints[0].name=initial", r"checkpoints\[0\].name: 'initial' is the name of"),
-        ("datasets.fashion.mean=[0.4, 0.5]", "datasets.fashion.mean: expected a number, or a list of three.*red"),
-        ("datasets.fashion.mean=grey", "datasets.fashion.mean: expected a number, or a list of three"),
+        ("datasets.fashion.mean=[0.4, 0.5]", "datasets.fashion.mean: expected a finite number, or a list of .*red"),
+        ("datasets.fashion.mean=grey", "datasets.fashion.mean: expected a finite number, or a list of three"),
         ("datasets.fashion.std=[0.2, 0, 0.2]", "datasets.fashion.std: pixels are divided by it"),
+        (
+            "datasets.fashion.tokenizer=x",
+            r"datasets.fashion: texts .text_column. need a tokenizer, and images have none$",
+        ),
         ("datasets.fashion.crop=0", "datasets.fashion.crop: .*greater than 0"),
-        ("evaluation.device=gpu", r"evaluation.device: .* match pattern .*cuda"),
+        ("datasets.fashion.std=[0.2, true, 0.2]", "datasets.fashion.std: expected a finite number, or a list of three"),
+        ("evaluation.device=gpu", r"evaluation.device: expected cpu, cuda, or cuda:1: .* \(found 'gpu'\)$"),
+        ("checkpoints[2].sha256=12ab", r"checkpoints\[2\].sha256: expected 64 hexadecimal digits.* \(found '12ab'\)$"),
+        ("name=two teams", "name: expected letters, digits, '.', '-' and '_' .found 'two teams'.$"),
+        ("align=true", r"align: expected a mapping of fields \(found True\)$"),
         ("merge.method=pbc", "merge.method: .*'pbc' does not exist; did you mean 'pcb'"),
         ("align.ballance=0.2", "align.ballance: unknown key; did you mean 'balance'"),
         ("align.balance_search={balances: []}", "align.balance_search.balances: "),
@@ -248,6 +256,8 @@ def test_an_override_that_makes_no_sense_is_named(override, fault):
 def test_a_number_with_an_exponent_is_one_without_a_point_too(tmp_path):
     assert load_plan("params.yaml", ["merge={method: fisher, floor: 1e-3}"]).merge.options["floor"] == 1e-3
     assert load_plan("params.yaml", ["merge.scale=2E+0"]).merge.options["scale"] == 2.0
+    assert load_plan("params.yaml", ["merge.scale=.15e1"]).merge.options["scale"] == 1.5
+    assert load_plan("params.yaml", ["evaluation.batch_size=1.5e2"]).evaluation.batch_size == 150
     path = tmp_path / "plan.yaml"
     path.write_text(Path("params.yaml").read_text().replace("scale: 1.0", "scale: 12e-1"))
     assert load_plan(path).merge.options["scale"] == 1.2

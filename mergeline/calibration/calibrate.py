@@ -115,9 +115,7 @@ def calibrate_and_record(
     if alignment is not None and alignment.zips:
         for layer in list(zipped_elsewhere(program, chosen, tasks[0], alignment, model_inputs(first))):
             chosen.remove(layer)
-            record.kept |= {
-                site.name: "has zipped units on another axis than its channels, too" for site in layer.sites
-            }
+            record.keep(layer, "has zipped units on another axis than its channels, too")
     if final in chosen and last_layer == "heads" and known is not None and final is not None:
         wanted[final.name] = known
     skew_of = final if centre and known is not None else None
@@ -225,7 +223,7 @@ def _wanted(
             )
             chosen.append(layer)
         except InputError as fault:
-            record.kept |= {site.name: str(fault) for site in layer.sites}
+            record.keep(layer, str(fault))
     return chosen, dict[str, Wanted](wanted)
 
 

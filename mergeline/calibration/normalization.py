@@ -28,7 +28,8 @@ def reset_normalization(module: nn.Module, batches: Iterable[Batch]) -> nn.Modul
     whatever its size. They go to the module's device. Only BatchNorm layers with running statistics measure;
     everything else (dropout too) stays in eval mode. LayerNorm and GroupNorm keep no statistics: a model without
     BatchNorm is copied and no batch is read.
-    Raises InputError where there is no batch, or a layer's statistics are not finite afterwards.
+    Raises InputError where there is no batch, inputs do not fit the module, or a layer's statistics are not finite
+    afterwards.
     """
     copy = deepcopy(module).eval()
     norms = {n: m for n, m in copy.named_modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats}

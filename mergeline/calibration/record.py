@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mergeline.calibration.sites import Layer
+
 
 @dataclass(frozen=True)
 class LayerRecord:
@@ -39,6 +41,10 @@ class CalibrationRecord:
     centred: float | None = None
     shares: list[float] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def keep(self, layer: Layer, why: str) -> None:
+        """Note that a layer keeps its weights."""
+        self.kept |= {site.name: why for site in layer.sites}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

@@ -104,7 +104,7 @@ def refit_layers(
         if (changed := refit.run()) is not None:
             record.layers.append(changed)
             continue
-        record.kept[layer.name] = "its inputs do not vary on the calibration set"
+        record.keep(layer, "its inputs do not vary on the calibration set")
         single = refit.moments.count == 1
         record.warnings.append(
             f"calibration: there is one column alone to find the weights of {layer.name} from, so it keeps them; give "

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from mergeline.errors import InputError
 from mergeline.evaluation.score import MetricName, Score
 from mergeline.evaluation.tokens import are_tokens, batches_by_length
+from mergeline.evidence.measuring import unfit_inputs_named
 
 SHOWN = 20  # batches from which on there is a progress bar
 
@@ -24,8 +25,8 @@ def predict_logits(
 
     head: tensors by their names in the module, in place of its own while it is asked. Texts [n, 2, length] are taken in
     batches of like length.
-    Raises InputError where the module is in training mode (its statistics would change while it is measured), or its
-    outputs are not of that shape, or not finite.
+    Raises InputError where the module is in training mode (its statistics would change while it is measured), or cannot
+    take inputs of that shape, or its outputs are not of that shape, or not finite.
     """
     if module.training:
         raise InputError("predict_logits: the module is in training mode; call .eval() first.")
@@ -35,7 +36,8 @@ def predict_logits(
         own = {name: tensor.to(device) for name, tensor in (head or {}).items()}
         quiet = True if len(batches) < SHOWN else None  # None: where somebody sees it
         shown = tqdm(batches, desc="batches", leave=False, disable=quiet)
-        found = [functional_call(module, own, (batch.to(device),)) for batch in shown]
+        with unfit_inputs_named(inputs[:batch_size]):
+            found = [functional_call(module, own, (batch.to(device),)) for batch in shown]
     outputs = torch.cat([getattr(batch, "logits", batch).float().cpu() for batch in found])
     if outputs.ndim != 2:
         raise InputError(f"the model gives outputs of shape {list(outputs.shape)}; expected a row for each example")

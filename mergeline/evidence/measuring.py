@@ -1,11 +1,17 @@
 """Running a module to measure it, and leaving it as it was."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mergeline.errors import InputError
+
+_UNFIT = re.compile(r"to have \d+ channels|shapes cannot be multiplied|must match the (existing )?size")
+"""What PyTorch says where inputs are not as large as weights expect."""
 
 
 @contextmanager
@@ -31,7 +37,23 @@ def on_device(inputs: Any, module: nn.Module) -> tuple[tuple[Tensor, ...], dict[
 def run(module: nn.Module, batch: Any) -> None:
     """One call. batch: the input, a tuple whose first item is the input, or a mapping of named inputs."""
     positional, named = on_device(inputs_of(batch), module)
-    module(*positional, **named)
+    with unfit_inputs_named(*positional, *named.values()):
+        module(*positional, **named)
+
+
+@contextmanager
+def unfit_inputs_named(*inputs: Any) -> Iterator[None]:
+    """Raise InputError with the shapes of a batch of inputs where a module, called in the block, cannot take them."""
+    try:
+        yield
+    except RuntimeError as fault:
+        if not _UNFIT.search(str(fault)):
+            raise
+        shapes = ", ".join(str(list(x.shape)) for x in inputs if isinstance(x, Tensor))
+        raise InputError(
+            f"the model cannot take inputs of shape {shapes} ({str(fault).splitlines()[0]}); is that the data it was "
+            "trained on, read as it was? A data set's resize, crop, mean and std say how pictures are read"
+        ) from fault
 
 
 def inputs_of(batch: Any) -> Any:

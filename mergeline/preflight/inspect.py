@@ -24,6 +24,7 @@ from mergeline.merging.job import prepare
 from mergeline.merging.merged import MergedTensors
 from mergeline.merging.patterns import PatternMatch, match_table
 from mergeline.merging.registry import get
+from mergeline.models.place import missing_device
 from mergeline.plan import INITIAL, Merge, Plan
 from mergeline.preflight.distances import alarm, distance
 from mergeline.preflight.findings import Distance, Forecast, Preflight, Source
@@ -68,6 +69,8 @@ def inspect_plan(plan: Plan, *, held: Locate = lambda sha256: None, beside: Sequ
     forecast = None if faults else _forecast(plan, opened, files, _speed(opened.readers))
     if forecast is not None:
         alarms += _space_alarms(plan.output, forecast)
+    if missing := missing_device(plan.evaluation.device):
+        alarms.append(missing)  # no fault: the run may be meant for another machine
     sources = list(opened.sources.values())
     beside = [name for name in beside if name not in (files or {})]
     return Preflight(sources, plan.output, files, beside, distances, patterns, forecast, faults, alarms)

@@ -34,19 +34,27 @@ def summary(plan: Plan, comparison: Comparison, record: Mapping[str, Any]) -> st
     return f"{_what_it_is(plan.calibrate, record)} {_gain(comparison)}".rstrip()
 
 
-def _what_it_is(options: Calibrate, record: Mapping[str, Any]) -> str:
-    """In plain words, with the options that were on."""
+def calibration_steps(options: Calibrate) -> str:
+    """What the options that are on do to the merged model, in plain words."""
     steps = []
     if options.layers:
         steps.append("every layer refit to what the task models give there")
     if options.last_layer != "none":
-        target = "the mean of the task models' outputs" if options.last_layer == "mean" else "what their heads say"
+        target = (
+            "the mean of the task models' outputs"
+            if options.last_layer == "mean"
+            else "what the task models' heads say"
+        )
         steps.append(f"the last layer refit to {target}")
     if options.centre:
         steps.append("the mean output subtracted, which assumes that the classes are equally frequent in the inputs")
+    return f"{', '.join(steps)} (ridge {options.ridge:g})"
+
+
+def _what_it_is(options: Calibrate, record: Mapping[str, Any]) -> str:
     return (
         f"this is closed-form distillation of the task models on {record['images']} unlabelled inputs, not merging: "
-        f"{', '.join(steps)} (ridge {options.ridge:g}). After a refit of all layers the alignment hardly matters any "
+        f"{calibration_steps(options)}. After a refit of all layers the alignment hardly matters any "
         "more, and on easy data even a ridge on raw inputs scores high."
     )
 
@@ -81,7 +89,7 @@ def _controls(rows: Mapping[str, RowScores]) -> str:
     """What the same calibration makes of models that were not merged well, a ridge of no model, and what other data."""
     found = [rows[name] for name in CONTROLS if name in rows and name != CONTROL_DATA]
     told = "; ".join(f"{_control(row)} {_scores(row)}" for row in found)
-    sentence = f" Controls, of which that much owes nothing to the merge: {told}." if told else ""
+    sentence = f" Controls show how much of that needs no good merge: {told}." if told else ""
     if CONTROL_DATA in rows:
         other = rows[CONTROL_DATA]
         sentence += f" With data of another domain, {_control(other)}: {_scores(other)}."

@@ -7,7 +7,7 @@ import operator
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any
@@ -110,7 +110,7 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Trace:
     torch.export cannot trace the module, or where it returns no tensor.
     """
     args, kwargs = arguments(example_inputs)
-    with one_export, _quiet_eval(module), _plain_outputs(module):
+    with one_export, _backends_left_on(module), _quiet_eval(module), _plain_outputs(module):
         try:
             program = _export(module, args, kwargs)
             if any(_needs_functional(node) for node in program.graph.nodes):
@@ -201,6 +201,26 @@ def _stored(program: ExportedProgram) -> dict[str, str]:
     signature = program.graph_signature
     named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     return {placeholder: name for placeholder, name in named.items() if name not in signature.non_persistent_buffers}
+
+
+@contextmanager
+def _backends_left_on(module: nn.Module) -> Iterator[None]:
+    """Keep torch.export from turning oneDNN and cuDNN off, which it does for all threads while it traces.
+
+    What is computed beside a trace would get other kernels, and other last digits. Recurrent layers need it: with
+    oneDNN on they would be traced as one opaque operation.
+    """
+    from torch.export import _trace
+
+    own = getattr(_trace, "_ignore_backend_decomps", None)
+    if own is None or any(isinstance(layer, nn.RNNBase) for layer in module.modules()):
+        yield
+        return
+    _trace._ignore_backend_decomps = nullcontext  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        _trace._ignore_backend_decomps = own
 
 
 @contextmanager

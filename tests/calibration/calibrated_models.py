@@ -1,7 +1,8 @@
-"""Tiny models with every kind of layer that a calibration refits, and pairs of them."""
+"""Tiny models of every kind of layer that a calibration refits, pairs of them, and `calibrated` with fixed options."""
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn.functional import relu, silu
 from mergeline.alignment.alignment import Alignment
 from mergeline.alignment.apply import apply_alignment
 from mergeline.alignment.fold import Zip
+from mergeline.calibration.calibrate import Calibrated, calibrate_and_record
 from mergeline.models.resnet import resnet
 from mergeline.symmetry.derive import derive_symmetry
 
@@ -181,3 +183,13 @@ def difference(first: nn.Module, second: nn.Module, inputs: Tensor) -> float:
     with torch.no_grad():
         one, other = first(inputs), second(inputs)
     return float((one - other).abs().max() / one.abs().max())
+
+
+OPTIONS: dict[str, Any] = {"centre": False, "last_layer": "mean", "layers": True, "ridge": 1e-2, "columns": None}
+
+
+def calibrated(
+    merged: nn.Module, modules: list[nn.Module], alignment: Alignment | None, data: Any, **options: Any
+) -> Calibrated:
+    """With the options of the laws, but for those given."""
+    return calibrate_and_record(merged, modules, alignment, data, **OPTIONS | options)

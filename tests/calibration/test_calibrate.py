@@ -1,6 +1,5 @@
 """Closed-form calibration: its laws, what it gains, what it leaves alone, and what it refuses."""
 
-import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -13,19 +12,18 @@ import mergeline as ml
 from mergeline.alignment.alignment import Alignment
 from mergeline.alignment.fold import Zip
 from mergeline.calibration import shelf
-from mergeline.calibration.calibrate import Calibrated, calibrate_and_record
-from mergeline.errors import InputError
-from tests.calibration.calibrated_models import MODELS, batches, build, difference, disturbed, twins, zipped_twins
+from tests.calibration.calibrated_models import (
+    MODELS,
+    batches,
+    build,
+    calibrated,
+    difference,
+    disturbed,
+    twins,
+    zipped_twins,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:calibration")
-OPTIONS: dict[str, Any] = {"centre": False, "last_layer": "mean", "layers": True, "ridge": 1e-2, "columns": None}
-
-
-def calibrated(
-    merged: nn.Module, modules: list[nn.Module], alignment: Alignment | None, data: Any, **options: Any
-) -> Calibrated:
-    """With the options of the laws, but for those given."""
-    return calibrate_and_record(merged, modules, alignment, data, **OPTIONS | options)
 
 
 @pytest.mark.parametrize("pair", [twins, zipped_twins])
@@ -266,178 +264,9 @@ def test_the_first_batch_may_hold_one_example(name: str) -> None:
     assert difference(first.module, second.module, batches(name, 8, seed=9)[0]) <= 1e-4
 
 
-# --- what is refused, or warned of ------------------------------------------------------------------------------------
-
-
-def test_too_few_inputs_are_warned_of_with_numbers() -> None:
-    module = build("resnet")
-    with pytest.warns(UserWarning, match=r"linear has 16 inputs, but only 4 columns.*ridge decides"):
-        ml.calibrate(module, [module], None, batches("resnet", 4), layers=False, centre=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ml.calibrate(module, [module], None, batches("resnet", 64), layers=False, centre=False)
-
-
-def test_one_example_is_said_to_be_too_few() -> None:
-    module = build("resnet")
-    with pytest.warns(UserWarning, match="one column alone to find the weights of linear from"):
-        ml.calibrate(module, [module], None, batches("resnet", 1), layers=False, centre=False)
-
-
-def test_layers_that_miss_more_than_before_are_warned_of_with_numbers() -> None:
-    merged, module = disturbed(build("resnet"), 0.05), build("resnet")
-    found = calibrated(merged, [module], None, batches("resnet", 30), columns=40, ridge=1e-6)
-    worse = max(found.record.layers, key=lambda layer: layer.after - layer.before)
-    (sentence,) = [x for x in found.record.warnings if "misses more" in x]
-    assert worse.after > worse.before
-    assert f"{worse.name} misses more" in sentence and f"({worse.after:.3f} of" in sentence and "raise" in sentence
-
-
-def test_a_ridge_too_small_for_the_data_is_raised_with_a_warning() -> None:
-    merged = disturbed(build("resnet"))
-    found = calibrated(merged, [build("resnet")], None, batches("resnet", 5), ridge=1e-9)
-    assert any("a ridge of 1e-09 is below the rounding" in sentence for sentence in found.record.warnings)
-    assert all(layer.condition <= 1e8 for layer in found.record.layers)
-    assert difference(merged, found.module, batches("resnet", 8, seed=9)[0]) < 1
-    assert not any("rounding" in x for x in calibrated(merged, [merged], None, batches("resnet", 5)).record.warnings)
-
-
-def test_a_layer_whose_inputs_never_vary_keeps_its_weights_and_is_named() -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    with torch.no_grad():
-        module[0].bias.fill_(-1e3)
-    found = calibrated(module, [module], None, [torch.randn(20, 4)])
-    assert torch.equal(found.module[2].weight, module[2].weight)
-    assert "do not vary" in found.record.kept["2"]
-    assert any("the inputs of 2 are the same everywhere" in sentence for sentence in found.record.warnings)
-
-
-def test_a_skewed_set_is_warned_of_while_outputs_are_centred() -> None:
-    torch.manual_seed(0)
-    module, heads = nn.Sequential(nn.Linear(4, 4)), [torch.eye(4)]
-    with torch.no_grad():
-        module[0].weight.copy_(torch.eye(4))
-        module[0].bias.zero_()
-    data = 5 * torch.eye(4)[torch.arange(80) % 4] + 0.1 * torch.randn(80, 4)
-    found = calibrated(module, [module], None, [data], centre=True, heads=heads)
-    assert not found.record.warnings and found.record.shares == pytest.approx([0.25] * 4, abs=0.02)
-    skewed = torch.cat([data[data.argmax(dim=1) == 0].repeat(10, 1), data])
-    found = calibrated(module, [module], None, [skewed], centre=True, heads=heads)
-    assert "far from equally frequent" in found.record.warnings[0]
-    assert not calibrated(module, [module], None, [skewed], centre=False, heads=heads).record.warnings
-
-
-def nan_model() -> nn.Module:
-    module = build("resnet")
-    with torch.no_grad():
-        module.layer2[0].conv1.weight[0] = float("nan")
-    return module
-
-
-REFUSED = {
-    "ridge must be above 0": {"ridge": 0.0},
-    "columns must be at least 1": {"columns": 0},
-    "last_layer 'sum' is not known": {"last_layer": "sum"},
-    "'heads' needs the task models' heads": {"last_layer": "heads"},
-    "2 heads for 1 task models": {"heads": [torch.ones(2, 5), torch.ones(2, 5)]},
-    "one matrix .*they are \\[2\\]": {"heads": [torch.ones(2)]},
-    "heads read 7 outputs .*shape \\[16, 5\\]": {"last_layer": "heads", "heads": [torch.ones(2, 7)]},
-    "heads hold NaN, Inf or a row of zeros": {"last_layer": "heads", "heads": [torch.full((2, 5), torch.nan)]},
-    "heads hold .*row of zeros": {"last_layer": "heads", "heads": [torch.eye(5)[:2] * 0]},
-    "no calibration inputs": {"data": []},
-    "there are no calibration inputs": {"data": [torch.ones(0, 1, 8, 8)]},
-    "no task models": {"modules": []},
-    "task models' values at layer2.0.conv1 hold NaN": {"modules": [nan_model()]},
-    "merged model's inputs of conv1 hold NaN": {"data": [torch.full((8, 1, 8, 8), torch.nan)]},
-    "the task models' outputs hold NaN": {
-        "modules": [nan_model()],
-        "heads": [torch.randn(3, 5)],
-        **{"layers": False, "last_layer": None, "centre": True},
-    },
-    "all batches must have one shape": {"data": [torch.randn(4, 1, 8, 8), torch.randn(4, 1, 6, 6)]},
-}
-
-
-@pytest.mark.parametrize("message", REFUSED)
-def test_what_does_not_fit_is_refused_in_one_sentence(message: str) -> None:
-    given: dict[str, Any] = {"modules": [build("resnet")], "data": batches("resnet", 16)} | REFUSED[message]
-    with pytest.raises(InputError, match=message):
-        calibrated(build("resnet"), given.pop("modules"), None, given.pop("data"), **given)
-
-
-class Prefixed(nn.Module):
-    """A token in front of all others, as long as the batch is: `len` makes the trace hold for that length alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.token, self.linear = nn.Parameter(torch.randn(1, 1, 4)), nn.Linear(4, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(torch.cat([self.token.expand(len(x), -1, -1), x], dim=1).mean(dim=1))
-
-
-def test_a_module_for_batches_of_one_size_is_refused_others_in_one_sentence() -> None:
-    torch.manual_seed(0)
-    merged, modules, data = Prefixed(), [Prefixed()], torch.randn(24, 2, 4)
-    assert calibrated(merged, modules, None, data.split(8)).record.layers
-    with pytest.raises(InputError, match=r"shape \[4, 2, 4\], but .* only be traced for batches of one size \(10\)"):
-        calibrated(merged, modules, None, data.split(10))
-
-
-def test_it_is_said_that_the_merged_models_values_are_not_finite() -> None:
-    with pytest.raises(InputError, match=r"the merged model's values at layer2\.0\.conv1 hold NaN"):
-        calibrated(nan_model(), [build("resnet")], None, batches("resnet", 16))
-
-
-def test_what_the_dtype_of_the_merged_model_cannot_hold_is_refused() -> None:
-    merged, module = nn.Sequential(nn.Linear(4, 3)).half(), nn.Sequential(nn.Linear(4, 3))
-    with torch.no_grad():
-        module[0].weight.fill_(1e5)
-    with pytest.raises(InputError, match=r"'0.weight' now holds values up to .*float16 cannot hold; .*float32"):
-        calibrated(merged, [module], None, [torch.randn(50, 4)])
-
-
-def test_models_of_other_shapes_and_alignments_of_other_numbers_are_refused() -> None:
-    module, other, alignment = twins("resnet")
-    wider = MODELS["resnet"][0]()
-    wider.linear = nn.Linear(16, 7)
-    with pytest.raises(InputError, match=r"'linear.weight' has the shape \[5, 16\] in the merged model.*\[7, 16\]"):
-        calibrated(module, [wider], None, batches("resnet", 8))
-    with pytest.raises(InputError, match="1 task models, but the alignment is of 2"):
-        calibrated(module, [other], alignment, batches("resnet", 8))
-
-
-def test_models_with_more_tensors_and_alignments_of_another_architecture_are_refused() -> None:
-    module, larger = build("resnet"), build("resnet")
-    larger.more = nn.Linear(2, 2)
-    with pytest.raises(InputError, match=r"task model 1 has a tensor 'more\.weight', and the merged model has none"):
-        calibrated(module, [module, larger], None, batches("resnet", 8))
-    merged, other, _ = twins("gated")
-    with pytest.raises(InputError, match=r"tensor .* of the architecture is missing"):
-        calibrated(merged, [merged, other], twins("resnet")[2], batches("gated", 8))
-
-
 def test_empty_batches_say_nothing() -> None:
     merged, module, data = disturbed(build("resnet")), build("resnet"), batches("resnet", 16)
     empty = torch.ones(0, 1, 8, 8)
     first = calibrated(merged, [module], None, data)
     second = calibrated(merged, [module], None, [empty, *data, empty])
     assert not changed(first.module, second.module)
-
-
-@pytest.mark.parametrize(("options", "message"), [({"centre": True}, "has no bias"), ({}, "")])
-def test_a_last_layer_without_bias_cannot_be_centred(options: dict[str, Any], message: str) -> None:
-    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3, bias=False))
-    if message:
-        with pytest.raises(InputError, match=message):
-            calibrated(module, [module], None, [torch.randn(20, 4)], **options)
-    else:
-        assert calibrated(module, [module], None, [torch.randn(20, 4)]).record.layers[-1].name == "2"
-
-
-def test_a_model_without_a_last_linear_layer_can_be_refit_but_not_centred() -> None:
-    module = nn.Sequential(nn.Linear(4, 8), nn.LogSoftmax(dim=1))
-    with pytest.raises(InputError, match="no linear layer or convolution that can be refit gives"):
-        calibrated(module, [module], None, [torch.randn(20, 4)], centre=True)
-    assert len(calibrated(module, [module], None, [torch.randn(20, 4)], last_layer=None).record.layers) == 1

@@ -77,6 +77,11 @@ def test_batches_do_not_change_the_outputs_and_training_mode_is_refused() -> Non
         predict_logits(module.train(), images)
 
 
+def test_inputs_that_the_model_cannot_take_are_named_with_the_shape_of_a_batch() -> None:
+    with pytest.raises(InputError, match=r"^the model cannot take inputs of shape \[4, 5\] .*cannot be multiplied"):
+        predict_logits(nn.Linear(3, 2).eval(), torch.zeros(9, 5), batch_size=4)
+
+
 def test_who_watches_many_batches_sees_how_far_they_are(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

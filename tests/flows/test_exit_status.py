@@ -31,3 +31,14 @@ def test_an_error_is_a_sentence_and_a_status(error, status, said, capsys):
 def test_work_that_is_done_gives_the_status(result, status, capsys):
     assert exit_status(lambda: result, what="the run", again=AGAIN) == status
     assert capsys.readouterr() == ("", "")
+
+
+def test_an_architecture_that_cannot_be_inspected_is_a_sentence(monkeypatch, tmp_path, capsys):
+    from flows.inspect_symmetry import main
+
+    monkeypatch.setattr(
+        "sys.argv", ["inspect", "--params", str(tmp_path / "none.yaml"), "--output", str(tmp_path / "o")]
+    )
+    assert main() == 2
+    assert capsys.readouterr().err == f"{tmp_path / 'none.yaml'} is missing; name the plan with --params FILE\n"
+    assert not (tmp_path / "o").exists()

@@ -22,6 +22,16 @@ def test_on_the_cpu_it_is_left_alone() -> None:
     assert place(module, "cpu") is module
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_it_answers_without_the_fused_encoder_layer_which_traces_turn_off(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    torch.backends.mha.set_fastpath_enabled(True)
+    place(Moved(), device)
+    assert not torch.backends.mha.get_fastpath_enabled()
+
+
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_it_goes_to_a_device_that_is_there_and_computes_in_full_precision(
     device: str, monkeypatch: pytest.MonkeyPatch
@@ -48,7 +58,7 @@ def test_a_device_that_is_not_there_is_one_sentence(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_answers_on_cuda_are_those_of_the_cpu_and_the_same_each_time() -> None:
     torch.manual_seed(0)
-    module, inputs = resnet([1, 1, 1], width=8, outputs=10).eval(), torch.randn(64, 1, 28, 28)
+    module, inputs = resnet(blocks=[1, 1, 1], width=8, outputs=10).eval(), torch.randn(64, 1, 28, 28)
     expected = predict_logits(module, inputs)
     placed = place(module, "cuda")
     found = predict_logits(placed, inputs)

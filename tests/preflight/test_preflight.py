@@ -4,6 +4,7 @@ import io
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from mergeline.preflight.inspect import inspect_plan
 from mergeline.preflight.sources import ask
 from mergeline.report.preflight import show_preflight, size_text, time_text
 
+ROOT = Path(__file__).parents[2]
 SHAPES = {"layers.0.mlp.weight": (8, 6), "layers.0.attn.weight": (6, 6), "layers.1.mlp.weight": (8, 6), "norm": (6,)}
 
 
@@ -233,6 +235,13 @@ def test_a_disk_without_room_is_an_alarm(folder, monkeypatch):
     assert "has 0.0 GB left" in inspect_plan(plan_of(folder)).alarms[0]
 
 
+def test_a_device_that_is_not_here_is_an_alarm(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert not inspect_plan(plan_of(folder, "evaluation.device=cuda")).alarms
+    (alarm,) = inspect_plan(plan_of(folder, "evaluation.device=cuda:1")).alarms
+    assert alarm.startswith("evaluation.device: there is no cuda:1 (PyTorch sees 1 CUDA device here)")
+
+
 def test_the_command_prints_all_of_it_and_fails_where_the_plan_cannot_work(folder, capsys, monkeypatch):
     from flows.command_line import run
 
@@ -251,6 +260,20 @@ def test_the_command_prints_all_of_it_and_fails_where_the_plan_cannot_work(folde
     said = capsys.readouterr()
     assert said.err.startswith("two: tensor 'norm' has shape [7], not [6]")
     assert "two.safetensors" in said.out
+
+
+def test_the_command_says_what_the_calibration_does(tmp_path, capsys, monkeypatch):
+    from flows.command_line import run
+
+    monkeypatch.chdir(ROOT)
+    calibrate = "calibrate={layers: false, last_layer: heads, ridge: 0.5}"
+    monkeypatch.setattr("sys.argv", ["merge", "--plan", "--set", calibrate, "--set", f"output={tmp_path / 'out'}"])
+    assert run(None) == 0
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("calibrate: ")]
+    assert said.startswith(
+        "calibrate: the last layer refit to what the task models' heads say, the mean output subtracted"
+    )
+    assert said.endswith("(ridge 0.5)")
 
 
 @pytest.fixture

@@ -13,10 +13,13 @@ from flows import rebuild
 from mergeline.errors import InputError
 from mergeline.evaluation.sources import write_parquet
 from mergeline.plan import Plan
-from tasks.rebuilding import bring_inputs, unlike
+from mergeline.plan_file import load_plan
+from tasks.rebuilding import bring_inputs, unlike, write_plan
 from tasks.run_lookup import RecordedRun
 from tasks.store import digest, file_digests, put_directory, take_file
 from tasks.versioning import COMMIT, DIRTY, MD5, changes, clone_at, dvc_md5, has_commit, head, locked_md5, version_tags
+
+ROOT = Path(__file__).parents[2]
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -238,6 +241,19 @@ def test_data_that_is_converted_is_compared_as_what_it_comes_to(
     shutil.rmtree(tmp_path / "clone/data/set")
     with pytest.raises(InputError, match=f"{source} is neither in the commit nor in the working tree; the run read"):
         bring_inputs(run, repository, tmp_path / "clone")
+
+
+def test_the_plan_of_a_rebuild_has_no_data_of_a_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controls of a calibration are not measured again, and data for them is refused without them."""
+    monkeypatch.chdir(ROOT)
+    other = "calibrate={ridge: 0.5, control_data: {dataset: fashion, where: {domain: half}}}"
+    plan = load_plan("params.yaml", [other]).model_dump(mode="json")
+    read = [{"kind": "checkpoint", "name": one["name"], "sha256": one["sha256"], "source": one["uri"]}
+            for one in plan["checkpoints"]]  # fmt: skip
+    path = write_plan(RecordedRun(run_id="1", tags={}, lineage={"plan": plan, "inputs": read}), tmp_path)
+    written = load_plan(path)
+    assert written.evaluation.compare == ["task_models", "task_models_reset"]
+    assert written.calibrate is not None and (written.calibrate.ridge, written.calibrate.control_data) == (0.5, None)
 
 
 def test_heads_of_tasks_are_compared_as_the_model_is(tmp_path: Path) -> None:
