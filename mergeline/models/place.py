@@ -11,9 +11,9 @@ from mergeline.errors import InputError
 def place(module: nn.Module, device: str) -> nn.Module:
     """The module on "cpu", "cuda" or "cuda:1", where it gives the same answers every time.
 
-    PyTorch's fused encoder layer is off from then on, in the whole process: a trace in another thread turns it off, and
-    answers would depend on whether there is one. On CUDA, cuDNN is held to deterministic kernels in full float32, too: by default its convolutions round to TF32, and
-    which kernel they take depends on a race.
+    From then on, in the whole process: PyTorch's fused encoder layer is off, because a trace in another thread turns it
+    off, and answers would depend on whether there is one. On CUDA, cuDNN is held to deterministic kernels in full
+    float32: by default its convolutions round to TF32, and which kernel they take depends on a race.
     Raises InputError where there is no such device.
     """
     torch.backends.mha.set_fastpath_enabled(False)
