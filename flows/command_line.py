@@ -44,6 +44,7 @@ def exit_status(work: Callable[[], int | None], *, what: str, again: str) -> int
         return 130
     except (ConnectionError, TimeoutError) as error:
         print(redact(f"{what} failed, and may succeed later: {error}"), file=sys.stderr)
+        print(again, file=sys.stderr)
     except Exception as error:
         print(redact(traceback.format_exc()), file=sys.stderr)
         print(redact(f"{what} failed: {type(error).__name__}: {error}"), file=sys.stderr)

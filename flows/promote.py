@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 
 from prefect import flow
 
-from mergeline.errors import InputError
+from flows.command_line import exit_status, quiet_prefect
 from mergeline.plan import Plan
-from mergeline.redaction import redact
 from tasks.promotion import decide, roll_back
 from tasks.promotion_record import Decision
 
@@ -23,24 +23,17 @@ def promote(plan: Plan, version: str | None = None, rollback: bool = False) -> D
 
 
 def main() -> int:
-    """Exit status 0: done; 1: failed, may succeed later; 2: bad input; 3: refused."""
-    options = _parser().parse_args()
-    try:
-        from flows.command_line import quiet_prefect
-        from mergeline.plan_file import load_plan
+    """Exit status 0: done; 1: failed, may succeed later; 2: bad input; 3: refused; 130: stopped."""
+    work = partial(_promote, _parser().parse_args())
+    return exit_status(work, what="the promotion", again="the same command again goes on from where this ended")
 
-        plan = load_plan(options.params, options.set)
-        quiet_prefect()
-        decision = promote(plan, options.version, options.rollback)
-    except InputError as error:
-        print(redact(str(error)), file=sys.stderr)
-        return 2
-    except (ConnectionError, TimeoutError) as error:
-        print(
-            redact(f"not decided, or not carried out; the same command goes on from where this ended: {error}"),
-            file=sys.stderr,
-        )
-        return 1
+
+def _promote(options: argparse.Namespace) -> int:
+    from mergeline.plan_file import load_plan
+
+    plan = load_plan(options.params, options.set)
+    quiet_prefect()
+    decision = promote(plan, options.version, options.rollback)
     print(decision)
     return REFUSED if decision.action == "refused" else 0
 

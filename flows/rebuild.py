@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from flows.command_line import exit_status
 from mergeline.errors import InputError
-from mergeline.redaction import redact
 from tasks._env import project_root
 from tasks.rebuilding import bring_inputs, differences, run_plan, unlike, write_plan
 from tasks.run_lookup import recorded_run, runs_that_published
@@ -69,14 +69,11 @@ def main() -> int:
     parser.add_argument("--into", type=Path, metavar="FOLDER", help="keep what was made here")
     parser.add_argument("--check", action="store_true", help="only say what is missing or not as it was")
     options = parser.parse_args()
-    try:
+
+    def work() -> int:
         return find_run(options.of) if options.of else rebuild(options.run, options.into, check=options.check)
-    except InputError as error:
-        print(redact(str(error)), file=sys.stderr)
-        return 2
-    except (ConnectionError, TimeoutError) as error:
-        print(redact(f"nothing was looked up or made, and may be later: {error}"), file=sys.stderr)
-        return 1
+
+    return exit_status(work, what="the rebuild", again="the same command again begins anew")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ AGAIN = "again goes on"
     [
         (InputError("params.yaml: merge.scale: is a word"), 2, "params.yaml: merge.scale: is a word\n"),
         (KeyboardInterrupt(), 130, f"stopped; {AGAIN}\n"),
-        (ConnectionError("no route"), 1, "the run failed, and may succeed later: no route\n"),
+        (ConnectionError("no route"), 1, f"the run failed, and may succeed later: no route\n{AGAIN}\n"),
         (ZeroDivisionError("by zero"), 1, f"the run failed: ZeroDivisionError: by zero\n{AGAIN}\n"),
     ],
 )
