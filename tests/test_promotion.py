@@ -185,7 +185,7 @@ def test_nan_passes_no_gate(found, where):
             [MODEL, "promotion={max_drop: 0.1}", "evaluation.compare=[bases]"],
             "max_drop: needs the tasks' own",
         ),
-        (["registry.model=a/b"], "registry.model: .*pattern"),
+        (["registry.model=a/b"], "registry.model: expected name of the registered model, of letters.*found 'a/b'"),
         ([MODEL, "tracking.enabled=false"], "registry: tracking.enabled is false"),
         ([MODEL, "promotion={}", "tasks=[]"], "promotion.champion: there are no tasks, .* write champion: null"),
     ],

@@ -101,7 +101,7 @@ def test_the_module_is_left_as_it_was_even_after_an_error() -> None:
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     first, second = gram_matrices(module, [randn(9, 3)]), gram_matrices(module, [randn(9, 3)])
     assert all(torch.equal(first[name], second[name]) for name in first)  # no dropout
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError, match=r"cannot take inputs of shape \[9, 4\]"):
         gram_matrices(module, [randn(9, 4)])
     assert [layer.training for layer in module.modules()] == [True, True, True, False, True]
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())

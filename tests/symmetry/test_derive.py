@@ -75,7 +75,9 @@ def test_a_trace_for_one_batch_size_is_noted():
     assert "batch" not in derive_symmetry(mlp(), INPUTS).notes
 
 
-def test_the_module_is_left_as_it_was():
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_module_is_left_as_it_was(fused):
+    torch.backends.mha.set_fastpath_enabled(fused)
     module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2)).train()
     module[1].eval()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -83,7 +85,7 @@ def test_the_module_is_left_as_it_was():
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert [child.training for child in module] == [True, False, True, True]
     assert module.training
-    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.mha.get_fastpath_enabled() == fused
 
 
 class Named(nn.Module):
