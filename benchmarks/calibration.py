@@ -9,10 +9,8 @@ average, and on cropped pictures alone (another domain); a ridge from raw pixels
 the mean over the tasks, in percent; the error is over pairs by draws, which are not independent.
 """
 
-import json
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -26,13 +24,11 @@ from benchmarks.mudsc_choices import (
     DATASET,
     NAMES,
     Scores,
-    draws,
-    flat,
     load,
     on_pairs,
     pair_parser,
+    print_rows,
     scores,
-    spread,
     test_pictures,
 )
 from mergeline.alignment.alignment import Alignment, identity_alignment
@@ -44,8 +40,6 @@ from mergeline.calibration.normalization import reset_normalization
 from mergeline.evaluation.datasets import load_images
 from mergeline.evaluation.metrics import accuracy, predict_logits
 from mergeline.evaluation.prototypes import prototype_logits
-from mergeline.models.resnet import resnet
-from mergeline.symmetry.derive import derive_symmetry
 from mergeline.symmetry.symmetry import Symmetry
 
 FULL: dict[str, Any] = {"centre": True, "last_layer": "mean", "layers": True, "ridge": 1e-2, "columns": None}
@@ -155,34 +149,15 @@ class Cell:
         return ((test_pictures()[0].inputs.flatten(1).double() - shift) @ weights).float()
 
 
-def measure(files: Sequence[Path], draw: int, count: int) -> dict[str, Scores]:
-    """One cell, in a process of its own."""
-    torch.set_num_threads(1)
-    images = draws(count)[draw]
-    symmetry = derive_symmetry(resnet(blocks=(3, 3, 3), width=16, outputs=384).eval(), images[:2])
-    found = Cell(files, images, symmetry).rows()
-    print(json.dumps({"files": [str(file) for file in files], "draw": draw, **found}), file=sys.stderr, flush=True)
-    return found
-
-
-def print_rows(cells: Sequence[Sequence[Mapping[str, Scores]]]) -> None:
-    """Joint accuracy of each pair, and both measures over all cells."""
-    print(f"| row | {' | '.join(f'pair {number}' for number in range(len(cells)))} | joint | tasks |")
-    print(f"| --- |{' --: |' * (len(cells) + 2)}")
-    for name in (name for name in cells[0][0] if not name.startswith("seconds")):
-        pairs = [mean(cell[name][0] for cell in pair) for pair in cells]
-        columns = [spread(flat([[cell[name][place] for cell in pair] for pair in cells])) for place in (0, 1)]
-        print(f"| {name} | {' | '.join(f'{value:.1f}' for value in pairs)} | {columns[0]} | {columns[1]} |")
-    print()
-    for name in (name for name in cells[0][0] if name.startswith("seconds")):
-        print(f"{name}: {mean(cell[name][0] for pair in cells for cell in pair):.1f}")
-
-
 def main() -> None:
     parser = pair_parser(__doc__)
     parser.add_argument("--pair", nargs=2, default=NAMES, metavar="NAME", help="two models on disjoint classes")
     arguments = parser.parse_args()
-    print_rows(on_pairs(measure, arguments, arguments.pair))
+    cells = on_pairs(Cell, arguments, arguments.pair)
+    timed = [name for name in cells[0][0] if name.startswith("seconds")]
+    print_rows(cells, [name for name in cells[0][0] if name not in timed])
+    for name in timed:
+        print(f"{name}: {mean(cell[name][0] for pair in cells for cell in pair):.1f}")
 
 
 if __name__ == "__main__":

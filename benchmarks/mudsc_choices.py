@@ -19,6 +19,7 @@ from math import sqrt
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -133,12 +134,21 @@ class Cell:
         return found
 
 
-def measure(files: Sequence[Path], draw: int, count: int) -> dict[str, Scores]:
+class Rows(Protocol):
+    """One pair of models on one calibration draw, and everything that is measured of it, by name."""
+
+    def rows(self) -> dict[str, Scores]: ...
+
+
+MakeCell = Callable[[Sequence[Path], Tensor, Symmetry], Rows]
+
+
+def measure(cell: MakeCell, files: Sequence[Path], draw: int, count: int) -> dict[str, Scores]:
     """One cell, in a process of its own."""
     torch.set_num_threads(1)
     images = draws(count)[draw]
     symmetry = derive_symmetry(resnet(blocks=(3, 3, 3), width=16, outputs=384).eval(), images[:2])
-    found = Cell(files, images, symmetry).rows()
+    found = cell(files, images, symmetry).rows()
     print(json.dumps({"files": [str(file) for file in files], "draw": draw, **found}), file=sys.stderr, flush=True)
     return found
 
@@ -197,7 +207,7 @@ def pair_parser(about: str | None) -> argparse.ArgumentParser:
 
 
 def on_pairs(
-    measured: Callable[[Sequence[Path], int, int], dict[str, Scores]],
+    cell: MakeCell,
     arguments: argparse.Namespace,
     names: Sequence[str],
 ) -> list[list[dict[str, Scores]]]:
@@ -209,14 +219,15 @@ def on_pairs(
     ]
     with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
         futures = [
-            [pool.submit(measured, pair, draw, arguments.draws) for draw in range(arguments.draws)] for pair in pairs
+            [pool.submit(measure, cell, pair, draw, arguments.draws) for draw in range(arguments.draws)]
+            for pair in pairs
         ]
         return [[future.result() for future in pair] for pair in futures]
 
 
 def main() -> None:
     arguments = pair_parser(__doc__).parse_args()
-    cells = on_pairs(measure, arguments, NAMES)
+    cells = on_pairs(Cell, arguments, NAMES)
     alone = [f"model {name[-5:]}" for name in NAMES]
     modes = [f"{space} {method}" for method in METHODS for space in ("weight", "activation", "dual")]
     print_rows(cells, [*alone, "ensemble", "average", *modes])

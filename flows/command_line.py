@@ -76,16 +76,14 @@ def _run(flow: Callable[[Plan], Outcome], options: argparse.Namespace) -> int:
 
 
 def write_data(write: Callable[..., Sequence[Path]], options: argparse.Namespace) -> int:
-    """Call a flow that writes a data set with these options, and show its files. Exit status 0, or 2 for bad input."""
-    quiet_prefect()
-    try:
-        files = write(**vars(options))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for file in files:
-        print(f"{file.stat().st_size:>10,} bytes  {file}")
-    return 0
+    """Call a flow that writes a data set with these options, and show its files; as `exit_status`."""
+
+    def work() -> None:
+        quiet_prefect()
+        for file in write(**vars(options)):
+            print(f"{file.stat().st_size:>10,} bytes  {file}")
+
+    return exit_status(work, what="the preparation", again="the same command again begins anew")
 
 
 def _show_result(plan: Plan, options: argparse.Namespace) -> int:

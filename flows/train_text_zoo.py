@@ -3,14 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from flows.command_line import quiet_prefect
-from mergeline.errors import InputError
+from flows.command_line import exit_status, quiet_prefect
 from tasks.code_version import installed
 from tasks.store import publish, put_json
 from tasks.text_zoo import take_material, take_minilm, train_text_model
@@ -40,24 +40,22 @@ def train_text_zoo(models: Sequence["TextModel"], dataset: Path = DATASET, zoo: 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, or 2 for bad input."""
+    """Exit status 0, 1 where it failed, 2 for bad input, 130 where it was stopped."""
     parser = argparse.ArgumentParser(prog="python -m flows.train_text_zoo", description=__doc__)
     parser.add_argument("--dataset", type=Path, default=DATASET, help="splits and label prototypes")
     parser.add_argument("--zoo", type=Path, default=ZOO, help="where the checkpoints go")
     parser.add_argument("--first-seed", type=int, default=0, help="added to every seed: another zoo of the same recipe")
-    options = parser.parse_args(arguments)
+    work = partial(_train, parser.parse_args(arguments))
+    return exit_status(work, what="the training", again="the same command again takes what was done from the cache")
+
+
+def _train(options: argparse.Namespace) -> None:
     from mergeline.models.text_zoo import TEXT_ZOO
 
     quiet_prefect()
     models = [model.model_copy(update={"seed": model.seed + options.first_seed}) for model in TEXT_ZOO]
-    try:
-        entries = train_text_zoo(models, options.dataset, options.zoo)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for entry in entries:
+    for entry in train_text_zoo(models, options.dataset, options.zoo):
         print(f"{entry['task']:15} {100 * entry['accuracy']:5.1f} ± {100 * entry['standard_error']:.1f} %")
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from prefect import flow
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from flows.command_line import quiet_prefect
+from flows.command_line import exit_status, quiet_prefect
 from mergeline.errors import InputError
 from tasks.zoo import train_checkpoint
 
@@ -43,26 +44,24 @@ def train_zoo(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0, or 2 for bad input."""
+    """Exit status 0, 1 where it failed, 2 for bad input, 130 where it was stopped."""
     parser = argparse.ArgumentParser(prog="python -m flows.train_zoo", description=__doc__)
     parser.add_argument("--dataset", type=Path, default=DATASET, help="test pictures and label prototypes")
     parser.add_argument("--raw", type=Path, default=RAW, help="training pictures (python -m flows.prepare_data)")
     parser.add_argument("--zoo", type=Path, default=ZOO, help="where the checkpoints go")
     parser.add_argument("--first-seed", type=int, default=0, help="added to every seed: another zoo of the same recipe")
-    options = parser.parse_args(arguments)
+    work = partial(_train, parser.parse_args(arguments))
+    return exit_status(work, what="the training", again="the same command again begins anew")
+
+
+def _train(options: argparse.Namespace) -> None:
     from mergeline.models.zoo import ZOO as MODELS
 
     quiet_prefect()
     models = [replace(model, seed=model.seed + options.first_seed) for model in MODELS]
-    try:
-        entries = train_zoo(models, options.dataset, options.raw, options.zoo)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for entry in entries:
+    for entry in train_zoo(models, options.dataset, options.raw, options.zoo):
         score = entry["accuracy"]
         print(f"{entry['name']:15} {100 * score['value']:5.1f} ± {100 * score['standard_error']:.1f} %")
-    return 0
 
 
 if __name__ == "__main__":

@@ -97,7 +97,10 @@ class MergedModel(PythonModel):
 
 
 def _names_in_memory(module: Any, weights: dict[str, torch.Tensor]) -> dict[str, str]:
-    """Name in files -> in memory where transformers renames tensors while loading; else nothing."""
+    """Name in files -> in memory where transformers renames tensors while loading; else nothing.
+
+    Not mergeline's own (`models.file_names`): where a model is served, that is not installed.
+    """
     own = module.state_dict()
     if not set(weights) - set(own):
         return {}

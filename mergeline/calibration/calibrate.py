@@ -214,13 +214,9 @@ def _wanted(
     chosen, wanted = [], {}
     for layer in layers:
         site = layer.sites[0]
-        name = site.tensors[0]
+        (tensor, part), width = site.written(program), state[site.tensors[0]].shape[site.output_axis]
         try:
-            tensor, rows = program.whole(name)
-            part = rows if site.output_axis == 0 else slice(None)
-            wanted[layer.name] = unit_mean(
-                alignment, tensor, site.output_axis, state[name].shape[site.output_axis], part
-            )
+            wanted[layer.name] = unit_mean(alignment, tensor, site.output_axis, width, part)
             chosen.append(layer)
         except InputError as fault:
             record.keep(layer, str(fault))

@@ -92,6 +92,11 @@ class Site:
         """The axis of the weight that holds the outputs."""
         return 1 if isinstance(self.form, Linear) and self.form.transposed else 0
 
+    def written(self, program: Program) -> tuple[str, slice]:
+        """The tensor of the state dict whose output axis it writes, and which part of that axis."""
+        tensor, rows = program.whole(self.tensors[0])
+        return tensor, rows if self.output_axis == 0 else slice(None)
+
     def unfolded(self, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> dict[str, Tensor]:
         """The tensors that make weight and bias. mean, variance [outputs]: of what a normalisation sees, which is what
         the weight gives without bias; of the input where the normalisation is all there is.

@@ -36,10 +36,10 @@ def zipped_elsewhere(
     for layer in layers:
         before, after = (walk.run(walk.segment([layer.target]), run)[0] for walk, run in zip(walks, runs, strict=True))
         site = layer.sites[0]
-        tensor, part = program.whole(site.tensors[0])
+        tensor, part = site.written(program)
         layout = layout_of(alignment, tensor)
         if layout is not None and zips_some(alignment, axis := layout.dims[site.output_axis]):
-            index = within(gather_index(axis, symmetry, permutations), part if site.output_axis == 0 else slice(None))
+            index = within(gather_index(axis, symmetry, permutations), part)
             before = before.index_select(site.form.channel % before.ndim, index.to(before.device))
         if float((after - before).abs().max()) > ROUNDING * float(before.abs().max()):
             yield layer

@@ -158,6 +158,7 @@ class Leaderboard(BaseModel):
         With repeats, all of that is the mean over them, and every group of them has columns of its own.
         """
         rows: list[dict[str, Value]] = []
+        ranks = self.ranks
         for row in self.rows:
             more = _with_error("outside", row.outside) if row.outside else {}
             if row.choice is not None:
@@ -167,7 +168,7 @@ class Leaderboard(BaseModel):
                 more |= _with_error("behind the first", self.behind(row))
                 for group, scores in _groups(row, self.metric).items():
                     more |= _with_error(group, over_repeats(scores))
-            rank = self.ranks.get(row.cell, "")
+            rank = ranks.get(row.cell, "")
             rows.append({"rank": rank, "cell": row.cell, **_columns(row.scores), **more, **row.settings})
         return _even(rows)
 
@@ -192,9 +193,9 @@ class Leaderboard(BaseModel):
 
     def lines(self) -> list[str]:
         """The ranking for a terminal."""
-        wide = max(len(row.label) for row in self.rows)
+        wide, ranks = max(len(row.label) for row in self.rows), self.ranks
         lines = [
-            f"{self.ranks.get(row.cell, ''):>3}  {row.label:<{wide}}  {row.scores.mean}{_joint(row.scores)}"
+            f"{ranks.get(row.cell, ''):>3}  {row.label:<{wide}}  {row.scores.mean}{_joint(row.scores)}"
             + (f"  on {self.split} {row.choice}" if row.choice else "")
             + (f"  chosen {self._chosen(row)}".removesuffix(" yes") if self._chosen(row) else "")
             for row in self.rows
